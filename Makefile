@@ -1,0 +1,59 @@
+# Everything is installed inside the checkout: uv in .uv, the environment in .venv.
+# `make` alone lists the targets.
+
+PYTHON ?= python3
+UV_VERSION := 0.13.8
+UV := .uv/bin/uv
+export UV_CACHE_DIR := $(CURDIR)/.uv/cache
+export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
+export UV_PYTHON_DOWNLOADS := never
+BIN := .venv/bin
+
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+
+.PHONY: run
+run: .venv/runtime ## Serve on 127.0.0.1:8000, with a database of its own
+	@exec $(BIN)/todo-api serve
+
+.PHONY: test
+test: .venv/development ## Run every test, on a real PostgreSQL
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: .venv/development ## Lint, types, architecture
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/architecture
+
+.PHONY: format
+format: .venv/development ## Format the code
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+.PHONY: lock
+lock: $(UV) ## Pin the newest versions that pyproject.toml allows
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
+		pyproject.toml -o requirements.lock
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
+		--group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+.PHONY: clean
+clean: ## Remove what was installed; the data in .data stays
+	rm -rf .uv .venv
+
+.venv/runtime: requirements.lock pyproject.toml | $(UV)
+	@test -x $(BIN)/python || $(UV) venv -q --python $(PYTHON) .venv
+	@$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+.venv/development: requirements-dev.lock .venv/runtime | $(UV)
+	@$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(UV):
+	@$(PYTHON) -m pip install -q --disable-pip-version-check --root-user-action=ignore \
+		--target .uv uv==$(UV_VERSION)

@@ -1,0 +1,82 @@
+"""Who is asking, decided before anything else of a request is read."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from todo_api.auth.tokens import Identity, Verifier
+from todo_api.errors import Forbidden, InvalidToken, Unauthorized
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A user whose token was verified. Only this module makes one; nothing else proves access."""
+
+    id: str
+    email: str | None
+
+
+class Authenticator:
+    """Turns a request's `Authorization` header into an `Owner`, without I/O."""
+
+    def __init__(self, verifier: Verifier, clock: Callable[[], float] = time.time) -> None:
+        self._verifier = verifier
+        self._clock = clock
+
+    async def owner(self, scope: Scope) -> Owner:
+        """Return who sent the request. Raises `Unauthorized` or `Forbidden`.
+
+        A `user_id` in the path is only compared with the token's.
+        """
+        identity = self._verifier.verify(_bearer_token(scope), self._clock())
+        named = scope["path_params"].get("user_id")
+        if named is not None and named != identity.subject:
+            raise Forbidden
+        return _owner(identity)
+
+
+class PrivateRoute(APIRoute):
+    """A route that answers 401 and 403 before it parses anything.
+
+    A subclass says in `answer` what an owner gets. FastAPI reads the endpoint's signature for the
+    OpenAPI document; its own reading of requests is not used: it parses the body first, takes
+    lenient types, and costs as much as all the rest of a request (measured: 60 µs).
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        self._authenticator: Authenticator = options.pop("authenticator")
+        super().__init__(path, endpoint, **options)
+        self.app = self._serve
+
+    async def answer(self, request: Request, owner: Owner) -> Response:
+        """Answer the request of this owner."""
+        raise NotImplementedError
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        owner = await self._authenticator.owner(scope)
+        response = await self.answer(Request(scope, receive), owner)
+        await response(scope, receive, send)
+
+
+def _bearer_token(scope: Scope) -> str:
+    """Return the one bearer token of a request (RFC 6750, section 2.1; RFC 9110, section 11.4)."""
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not values:
+        raise Unauthorized
+    if len(values) > 1:
+        raise InvalidToken("more than one Authorization header")
+    scheme, _, token = values[0].decode("latin-1").partition(" ")
+    token = token.strip(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Unauthorized
+    return token
+
+
+def _owner(identity: Identity) -> Owner:
+    return Owner(identity.subject, identity.email)

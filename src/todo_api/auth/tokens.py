@@ -1,0 +1,263 @@
+"""Verify a bearer token: pure, strict, without I/O and without a framework.
+
+The rules are RFC 7519 (JWT), RFC 7515 (JWS) and RFC 8725 (best practices), read strictly: what a
+lenient parser would repair is refused before a library sees it. The library (PyJWT) does the
+cryptography and nothing else.
+"""
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import jiter
+from jwt.algorithms import get_default_algorithms
+
+from todo_api.errors import InvalidToken, KeysUnavailable
+
+MAXIMUM_BYTES = 8192
+"""A longer token is refused unread. Better Auth puts the whole user in it, avatar included."""
+
+LEEWAY = 10.0
+"""Seconds that the issuer's clock and ours may differ."""
+
+SUBJECT_LENGTH = 255
+CACHED_TOKENS = 10_000
+TYPES = {"JWT", "at+jwt"}
+"""The `typ` of a token that is meant to be an access token (RFC 8725, section 3.11)."""
+
+_SHAPE = re.compile(r"([\w-]+)\.([\w-]+)\.([\w-]+)", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ALGORITHMS = get_default_algorithms()
+_SHARED = "HS256"
+_SYNONYMS = {"Ed25519": "EdDSA"}
+"""RFC 9864 gives EdDSA on Ed25519 a name of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom a token speaks for: `sub`, and what else of it is used."""
+
+    subject: str
+    email: str | None
+    issued_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key and the one algorithm it is used with (RFC 8725, section 3.1)."""
+
+    algorithm: str
+    material: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a token must say of its issuer and its audience; None is not asked about."""
+
+    issuer: str | None = None
+    audience: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Everything a signature can be checked with.
+
+    `published` is by `kid`, and None until a key set could be loaded; `secret` is for HS256 alone.
+    Neither is ever tried in place of the other.
+    """
+
+    secret: Key | None = None
+    secret_expects: Expected = Expected()
+    published: Mapping[str, Key] | None = None
+    published_expects: Expected = Expected()
+
+
+class UnknownKey(InvalidToken):
+    """The token names a key that is not in the set: it may be newer than our copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Claims:
+    """What is left to check, at every use, of a token whose signature is good."""
+
+    identity: Identity
+    expires_at: float
+    valid_from: float
+
+    def at(self, now: float) -> Identity:
+        if now >= self.expires_at + LEEWAY:
+            raise InvalidToken("expired")
+        if now < self.valid_from - LEEWAY:
+            raise InvalidToken("not valid yet")
+        return self.identity
+
+
+def verify(token: str, keys: Keys, now: float) -> Identity:
+    """Return whom the token speaks for, or raise `InvalidToken`.
+
+    `now` is in seconds since the epoch. Raises `UnknownKey` for a `kid` that is not published and
+    `KeysUnavailable` where no key set was ever loaded.
+    """
+    return _read(token, keys).at(now)
+
+
+class Verifier:
+    """`verify` with a bounded memory of the signatures it has checked.
+
+    Why that is safe: an entry is found by the SHA-256 of the whole token, so no other token finds
+    it; it holds what the signature covers, while `exp`, `nbf` and `iat` are compared with the
+    clock every time; and new keys come with a new, empty memory. A token costs 30 µs (HS256) to
+    140 µs (EdDSA) the first time, about 1 µs after that.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+        self._checked: dict[bytes, _Claims] = {}
+
+    def use(self, keys: Keys) -> None:
+        """Trust these keys from now on, and forget what was checked with the old ones."""
+        self.keys = keys
+        self._checked.clear()
+
+    def verify(self, token: str, now: float) -> Identity:
+        """Do as the function `verify` does."""
+        if len(token) > MAXIMUM_BYTES:
+            raise InvalidToken("too long")
+        digest = sha256(token.encode("latin-1")).digest()
+        claims = self._checked.get(digest)
+        if claims is None:
+            claims = _read(token, self.keys)
+            if len(self._checked) >= CACHED_TOKENS:
+                del self._checked[next(iter(self._checked))]
+            self._checked[digest] = claims
+        return claims.at(now)
+
+
+def _read(token: str, keys: Keys) -> _Claims:
+    """Check all of a token that does not depend on the time."""
+    if len(token) > MAXIMUM_BYTES:
+        raise InvalidToken("too long")
+    shape = _SHAPE.fullmatch(token)
+    if shape is None:
+        raise InvalidToken("not three base64url segments")
+    header, payload, signature = (_decode(segment) for segment in shape.groups())
+    algorithm, key_id = _read_header(_parse(header, "header"))
+    key, expected = _find_key(algorithm, key_id, keys)
+    signed = token[: shape.end(2)].encode()
+    try:
+        genuine = _ALGORITHMS[key.algorithm].verify(signed, key.material, signature)
+    except (ValueError, TypeError):  # a signature of another shape
+        genuine = False
+    if not genuine:
+        raise InvalidToken("signature")
+    return _read_claims(_parse(payload, "payload"), expected)
+
+
+def _decode(segment: str) -> bytes:
+    """Decode base64url without padding, in its one canonical spelling (RFC 7515, section 2)."""
+    try:
+        decoded = urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+    except ValueError:
+        raise InvalidToken("base64url") from None
+    if urlsafe_b64encode(decoded).rstrip(b"=") != segment.encode():
+        raise InvalidToken("base64url is not canonical")
+    return decoded
+
+
+def _parse(text: bytes, what: str) -> dict[str, Any]:
+    """Parse strict JSON: UTF-8, no duplicate members, no NaN; an object."""
+    try:
+        value = jiter.from_json(
+            text, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none"
+        )
+    except ValueError:
+        raise InvalidToken(f"{what} is not strict JSON") from None
+    if not isinstance(value, dict):
+        raise InvalidToken(f"{what} is not an object")
+    return value
+
+
+def _read_header(header: dict[str, Any]) -> tuple[str, str | None]:
+    """Return `alg` and `kid`. Whatever else points to a key (`jwk`, `jku`, `x5c` …) is not read."""
+    if "crit" in header:
+        raise InvalidToken("crit")
+    if "typ" in header and not (isinstance(header["typ"], str) and header["typ"] in TYPES):
+        raise InvalidToken("typ")
+    algorithm = header.get("alg")
+    if not isinstance(algorithm, str):
+        raise InvalidToken("alg")
+    if "kid" in header and not isinstance(header["kid"], str):
+        raise InvalidToken("kid")
+    return _SYNONYMS.get(algorithm, algorithm), header.get("kid")
+
+
+def _find_key(algorithm: str, key_id: str | None, keys: Keys) -> tuple[Key, Expected]:
+    """Find the one key that may have signed this; never another one that happens to fit."""
+    if algorithm == _SHARED:
+        if keys.secret is None:
+            raise InvalidToken("no shared secret is configured")
+        return keys.secret, keys.secret_expects
+    if algorithm not in _ALGORITHMS or algorithm == "none" or not _published_here(keys):
+        raise InvalidToken("alg")
+    if keys.published is None:
+        raise KeysUnavailable
+    if key_id is None and len(keys.published) == 1:
+        (key,) = keys.published.values()
+    elif key_id in keys.published:
+        key = keys.published[key_id]
+    else:
+        raise UnknownKey("kid")
+    if key.algorithm != algorithm:
+        raise InvalidToken("alg is not the key's")
+    return key, keys.published_expects
+
+
+def _published_here(keys: Keys) -> bool:
+    return keys.published is not None or keys.published_expects.issuer is not None
+
+
+def _read_claims(claims: dict[str, Any], expected: Expected) -> _Claims:
+    subject = claims.get("sub")
+    if (
+        not isinstance(subject, str)
+        or not 1 <= len(subject) <= SUBJECT_LENGTH
+        or not subject.strip()
+        or _CONTROL.search(subject)
+    ):
+        raise InvalidToken("sub")
+    if expected.issuer is not None and claims.get("iss") != expected.issuer:
+        raise InvalidToken("iss")
+    if expected.audience is not None and not _is_audience(claims.get("aud"), expected.audience):
+        raise InvalidToken("aud")
+    times = {name: _time(claims, name) for name in ("exp", "nbf", "iat") if name in claims}
+    if "exp" not in times:
+        raise InvalidToken("exp")
+    email = claims.get("email")
+    return _Claims(
+        Identity(subject, email if isinstance(email, str) else None, times.get("iat")),
+        expires_at=times["exp"],
+        valid_from=max(times.get("nbf", 0.0), times.get("iat", 0.0)),
+    )
+
+
+def _is_audience(claim: object, audience: str) -> bool:
+    """Tell whether `aud`, a string or a list of strings, names us (RFC 7519, section 4.1.3)."""
+    names = claim if isinstance(claim, list) else [claim]
+    return all(isinstance(name, str) for name in names) and audience in names
+
+
+def _time(claims: dict[str, Any], name: str) -> float:
+    """Return a NumericDate (RFC 7519, section 2): a number, not its spelling, nor a boolean."""
+    value = claims[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidToken(name)
+    try:
+        seconds = float(value)
+    except OverflowError:
+        raise InvalidToken(name) from None
+    if seconds in {float("inf"), float("-inf")}:
+        raise InvalidToken(name)
+    return seconds

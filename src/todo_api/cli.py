@@ -1,0 +1,132 @@
+"""The todo-api program."""
+
+import asyncio
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from todo_api import development
+from todo_api.errors import StartupError
+from todo_api.settings import Settings
+
+if TYPE_CHECKING:
+    from socket import socket
+
+cli = typer.Typer(
+    help="A multi-user to-do REST API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run a command. What cannot start says why in one line and exits with 1."""
+    try:
+        cli()
+    except StartupError as error:
+        sys.exit(f"todo-api: {error}")
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of processes.")] = None,
+) -> None:
+    """Serve the API. Flags win over the environment."""
+    from todo_api import server  # noqa: PLC0415  commands that do not serve start without it
+    from todo_api.http.logs import configure_logging  # noqa: PLC0415
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    settings = Settings.load(host=host, port=port, workers=workers)
+    configure_logging(settings)
+    with server.listener(settings) as listener, _database(settings) as url:
+        if settings.auto_migrate:
+            _migrate(url)
+        with_keys = development.with_secret(settings)
+        asyncio.run(server.check(with_keys, url))
+        _greet(with_keys, listener, development_mode=settings.development)
+        server.serve(server.configuration(with_keys, url), listener)
+
+
+@cli.command()
+def migrate(
+    *,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the statements only.")] = False,
+) -> None:
+    """Bring the database to the newest schema."""
+    from todo_api.database import migrations  # noqa: PLC0415
+
+    if sql:
+        migrations.print_sql()
+        return
+    with _database(Settings.load()) as url:
+        migrations.migrate(url)
+
+
+@cli.command()
+def token(
+    user: Annotated[str, typer.Argument(help="The user's id: the token's `sub`.")],
+    email: Annotated[str | None, typer.Option(help="The user's e-mail address.")] = None,
+    expires_in: Annotated[str, typer.Option(help="Lifetime: 90s, 15m, 1h or 7d.")] = "1h",
+) -> None:
+    """Print a token for a user, signed with the shared secret."""
+    settings = development.with_secret(Settings.load())
+    lifetime = _seconds(expires_in)
+    print(development.token(settings, user, lifetime=lifetime, email=email))  # noqa: T201
+
+
+@cli.command()
+def openapi() -> None:
+    """Print the OpenAPI document."""
+    from todo_api.app import create_app  # noqa: PLC0415
+
+    app = create_app(Settings.model_construct(), "postgresql://")
+    print(json.dumps(app.openapi(), indent=2))  # noqa: T201
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[str]:
+    """Give the address of the database: the configured one, or an embedded one of our own."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value()
+        return
+    from todo_api.database.embedded import EmbeddedPostgres  # noqa: PLC0415
+
+    with EmbeddedPostgres.start(settings.data_dir / "postgres") as server:
+        yield server.url
+
+
+def _migrate(url: str) -> None:
+    from todo_api.database import migrations  # noqa: PLC0415
+
+    migrations.migrate(url)
+
+
+def _greet(settings: Settings, listener: "socket", *, development_mode: bool) -> None:
+    """Say where the API is, and in development mode how to call it."""
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(f"todo-api is listening on {address} (documentation: {address}/docs)")  # noqa: T201
+    if development_mode:
+        print(  # noqa: T201
+            f"\nDevelopment mode, data in {settings.data_dir}. Create a task:\n\n"
+            f"  {development.example(settings, address)}\n",
+        )
+    sys.stdout.flush()
+
+
+def _seconds(duration: str) -> float:
+    """Read a duration such as 90s, 15m, 1h or 7d."""
+    match = re.fullmatch(r"(\d{1,9})([smhd]?)", duration, re.ASCII)
+    if match is None:
+        raise typer.BadParameter("must be a number of seconds, or like 15m, 1h or 7d")
+    return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]

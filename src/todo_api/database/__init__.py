@@ -1,0 +1,1 @@
+"""The one way to PostgreSQL, and a private one where none is given."""

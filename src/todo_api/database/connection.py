@@ -1,0 +1,238 @@
+"""One connection to PostgreSQL, driven straight from the event loop.
+
+libpq's pipeline mode (https://www.postgresql.org/docs/current/libpq-pipeline-mode.html) sends
+several commands and one Sync at once; outside a transaction block they form one implicit
+transaction, committed at the Sync and rolled back whole on an error. psycopg exposes libpq as
+`psycopg.pq`; going through its cursors instead costs two to three times the CPU per request
+(ADR 2).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import psycopg
+from psycopg import pq
+from psycopg.pq import DiagnosticField, ExecStatus
+
+from todo_api.database.statement import Statement
+
+Command = tuple[Statement, Sequence[bytes | None]]
+"""A statement and its values in text format."""
+
+
+class QueryFailed(Exception):
+    """The commands did not all succeed. `did_not_run`: nothing of them can have been kept."""
+
+    sqlstate: str | None = None
+    did_not_run: bool = False
+
+
+class ServerError(QueryFailed):
+    """PostgreSQL answered with an error, and rolled everything back if `did_not_run`."""
+
+    def __init__(self, sqlstate: str, message: str, *, did_not_run: bool) -> None:
+        super().__init__(f"{sqlstate} {message}")
+        self.sqlstate = sqlstate
+        self.did_not_run = did_not_run
+
+
+class ConnectionLost(QueryFailed):
+    """The connection broke or was given up. After sending, nobody knows what was kept."""
+
+    def __init__(self, reason: str, *, did_not_run: bool = False) -> None:
+        super().__init__(reason)
+        self.did_not_run = did_not_run
+
+
+class AnswerOverdue(ConnectionLost):
+    """The server said nothing in time, not even that it had timed out itself."""
+
+
+class Connection:
+    """A connection in pipeline mode, for one batch of commands at a time.
+
+    It is free when its Sync has arrived, not when somebody has stopped waiting: a cancelled
+    request leaves the connection busy until the server is done. `on_free` is called then, and
+    `on_lost` once, whenever the connection ends.
+    """
+
+    def __init__(
+        self,
+        connection: psycopg.AsyncConnection,
+        *,
+        prepare: bool,
+        on_free: Callable[["Connection"], None],
+        on_lost: Callable[["Connection"], None],
+    ) -> None:
+        self._psycopg = connection  # keeps the handle alive
+        self._pgconn = connection.pgconn
+        self._socket = self._pgconn.socket
+        self._loop = asyncio.get_running_loop()
+        self._on_free = on_free
+        self._on_lost = on_lost
+        self._prepare = prepare
+        self.closing = False
+        self._prepared: set[bytes] = set()
+        self._preparing: deque[bytes] = deque()
+        self._answer: asyncio.Future[list[bytes]] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._unanswered = 0
+        self._rows: list[bytes] = []
+        self._error: ServerError | None = None
+        self._pgconn.enter_pipeline_mode()
+        self._loop.add_reader(self._socket, self._on_readable)
+
+    @classmethod
+    async def open(
+        cls,
+        conninfo: str,
+        *,
+        session: Statement | None,
+        prepare: bool,
+        on_free: Callable[["Connection"], None],
+        on_lost: Callable[["Connection"], None],
+    ) -> Self:
+        """Connect without blocking the loop, and run `session` once. Raises `psycopg.Error`."""
+        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+        if session is not None:
+            await connection.execute(session.sql)
+        return cls(connection, prepare=prepare, on_free=on_free, on_lost=on_lost)
+
+    @property
+    def busy(self) -> bool:
+        """Whether commands are under way."""
+        return self._answer is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+        return self._socket < 0
+
+    def send(self, commands: Sequence[Command], timeout: float) -> asyncio.Future[list[bytes]]:
+        """Send the commands in one go; the future has the rows of the last one.
+
+        Its exception is a `QueryFailed`. Without an answer after `timeout` seconds the connection
+        is dropped: that also holds against a server that is frozen.
+        """
+        answer: asyncio.Future[list[bytes]] = self._loop.create_future()
+        self._answer = answer
+        self._rows, self._error = [], None
+        self._unanswered = len(commands)
+        try:
+            for statement, values in commands:
+                self._send_one(statement, values)
+            self._pgconn.pipeline_sync()
+            self._flush()
+        except psycopg.OperationalError as error:
+            # Nothing is carried out before its Sync, which has not left.
+            self._lose(ConnectionLost(str(error), did_not_run=True))
+        else:
+            self._deadline = self._loop.call_later(timeout, self._overdue)
+        return answer
+
+    def close(self) -> None:
+        """End the connection; what is under way fails."""
+        self.closing = True
+        self._lose(ConnectionLost("closed by the program"))
+
+    def _send_one(self, statement: Statement, values: Sequence[bytes | None]) -> None:
+        if not self._prepare:
+            self._pgconn.send_query_params(statement.sql, values)
+            return
+        if statement.name not in self._prepared:
+            self._pgconn.send_prepare(statement.name, statement.sql)
+            self._preparing.append(statement.name)
+        self._pgconn.send_query_prepared(statement.name, values)
+
+    def _flush(self) -> None:
+        """Send what the socket takes; the rest when it takes more."""
+        if self._pgconn.flush():
+            self._loop.add_writer(self._socket, self._on_writable)
+
+    def _on_writable(self) -> None:
+        self._loop.remove_writer(self._socket)
+        try:
+            self._flush()
+        except psycopg.OperationalError as error:
+            self._lose(ConnectionLost(str(error)))
+
+    def _on_readable(self) -> None:
+        """Take in what has arrived; also notices at once when an idle connection ends."""
+        lost: psycopg.OperationalError | None = None
+        try:
+            self._pgconn.consume_input()
+        except psycopg.OperationalError as error:
+            lost = error  # what came before the end may still explain it
+        self._read_results()
+        if lost and not self.closed:
+            self._lose(self._error or ConnectionLost(str(lost)))
+
+    def _read_results(self) -> None:
+        pgconn = self._pgconn
+        at_end = False
+        while self._answer is not None and not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:  # the end of one command's results; twice: of all that arrived
+                if at_end:
+                    return
+                at_end = True
+                continue
+            at_end = False
+            status = result.status
+            if status == ExecStatus.TUPLES_OK:
+                self._unanswered -= 1
+                self._rows = [result.get_value(row, 0) or b"" for row in range(result.ntuples)]
+            elif status == ExecStatus.PIPELINE_SYNC:
+                self._finish()
+            elif status == ExecStatus.COMMAND_OK:
+                self._prepared.add(self._preparing.popleft())
+            elif status == ExecStatus.FATAL_ERROR:
+                self._error = self._error or self._server_error(result)
+
+    def _server_error(self, result: pq.abc.PGresult) -> ServerError | None:
+        sqlstate = result.error_field(DiagnosticField.SQLSTATE)
+        if sqlstate is None:
+            return None  # libpq's own words about a broken connection
+        severity = result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
+        # A session that ends after the last command was carried out may have committed it.
+        return ServerError(
+            sqlstate.decode(),
+            (result.error_field(DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace"),
+            did_not_run=severity == b"ERROR" or self._unanswered > 0,
+        )
+
+    def _finish(self) -> None:
+        """The Sync is here: everything sent was committed, or nothing."""
+        answer, error, rows = self._settle(), self._error, self._rows
+        self._rows = []
+        self._preparing.clear()
+        if answer is not None and not answer.done():
+            if error is None:
+                answer.set_result(rows)
+            else:
+                answer.set_exception(error)
+        self._on_free(self)
+
+    def _settle(self) -> asyncio.Future[list[bytes]] | None:
+        answer, self._answer = self._answer, None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        return answer
+
+    def _overdue(self) -> None:
+        self._lose(AnswerOverdue("no answer in time"))
+
+    def _lose(self, failure: QueryFailed) -> None:
+        if self.closed:
+            return
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket = -1
+        self._pgconn.finish()
+        self._on_lost(self)
+        answer = self._settle()
+        if answer is not None and not answer.done():
+            answer.set_exception(failure)

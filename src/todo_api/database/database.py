@@ -1,0 +1,256 @@
+"""The one way to the database: `run(owner, statement, values)`, in one round trip."""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+
+import psycopg
+
+from todo_api.database import row_security
+from todo_api.database.address import conninfo, reason
+from todo_api.database.connection import (
+    AnswerOverdue,
+    Command,
+    Connection,
+    ConnectionLost,
+    QueryFailed,
+)
+from todo_api.database.statement import Statement, encode
+from todo_api.errors import (
+    ApiError,
+    DatabaseBusy,
+    DatabaseUnreachable,
+    InternalError,
+    ServiceUnavailable,
+    StartupError,
+    StatementTimeout,
+)
+from todo_api.settings import Settings
+
+Rows = list[bytes]
+"""The rows of a statement: one text column each."""
+
+IDLE_LIMIT = 240.0
+"""Seconds after which an idle connection is closed: before Neon cuts it at 300 and so that we are
+not what keeps a serverless database awake."""
+
+CONNECT_ATTEMPTS = (0.0, 0.1, 0.3)
+"""Seconds to wait before each attempt to connect."""
+
+GRACE = 1.0
+"""Seconds that the server gets beyond its own statement timeout to say so."""
+
+ANSWERS: Mapping[str, type[ApiError]] = {
+    "57014": StatementTimeout,  # query_canceled: statement_timeout
+    "55P03": StatementTimeout,  # lock_not_available: lock_timeout
+    "40001": ServiceUnavailable,  # serialization_failure
+    "40P01": ServiceUnavailable,  # deadlock_detected
+    "25006": ServiceUnavailable,  # read_only_sql_transaction: a failover under way
+    "53": DatabaseBusy,  # insufficient resources: disk, memory, connections
+    "57": DatabaseUnreachable,  # operator intervention: shutdown, crash, starting up
+    "08": DatabaseUnreachable,  # connection exception
+}
+"""What a client hears of an SQLSTATE, by code or by class; anything else is our own fault.
+https://www.postgresql.org/docs/current/errcodes-appendix.html"""
+
+STALE_CONNECTION = {
+    "26000",  # the prepared statement is gone
+    "0A000",  # a cached plan does not fit a changed table
+    "42P05",  # a pooler handed us another client's prepared statement
+}
+TRANSIENT = STALE_CONNECTION | {"40001", "40P01", "57P01", "57P02", "57P03"}
+"""Worth a second try, on another connection, where nothing was kept of the first."""
+
+_PING = Statement(b"ping", b"SELECT 'ok'", (), writes=False)
+
+
+class Database:
+    """A pool of connections that runs one statement for one owner at a time."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        self._conninfo = conninfo(url)
+        self._settings = settings
+        self._answer_timeout = settings.statement_timeout + GRACE
+        timeouts = settings.statement_timeout, settings.lock_timeout
+        self._take_owner = row_security.take_owner(*timeouts) if settings.row_security else None
+        self._session = None if settings.row_security else row_security.set_timeouts(*timeouts)
+        self._slots = asyncio.Semaphore(settings.pool_size)
+        self._idle: list[tuple[Connection, float]] = []
+        self._open: set[Connection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._in_doubt = True
+
+    async def open(self) -> None:
+        """Connect once and check what requests rely on. Raises `StartupError`."""
+        self._sweep()
+        try:
+            await self._check_row_security()
+        except QueryFailed as error:
+            raise StartupError(_refusal(error)) from error
+        except DatabaseUnreachable as error:
+            raise StartupError(f"DATABASE_URL: {reason(error.__cause__)}") from error
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self._open):
+            connection.close()
+
+    async def run(
+        self, owner: str, statement: Statement, values: Mapping[str, object]
+    ) -> Rows:
+        """Run a statement as `owner` and return its rows, each one JSON text.
+
+        One round trip. Atomic. Tried once more where that is safe: a read whose connection broke,
+        or anything that the server certainly did not keep. Raises one of our `ApiError`s.
+        """
+        commands = self._commands(owner, statement, {"owner": owner, **values})
+        try:
+            return await self._attempt(commands)
+        except QueryFailed as failure:
+            if not _may_repeat(failure, statement):
+                raise _answer(failure) from failure
+        try:
+            return await self._attempt(commands)
+        except QueryFailed as failure:
+            raise _answer(failure) from failure
+
+    async def is_ready(self) -> bool:
+        """Tell whether the database answers.
+
+        As long as nothing has failed the last known state is the answer, so that a probe does not
+        keep a serverless database awake.
+        """
+        if not self._in_doubt:
+            return True
+        try:
+            await self._attempt([(_PING, [])])
+        except (ApiError, QueryFailed):
+            return False
+        return True
+
+    def _commands(
+        self, owner: str, statement: Statement, values: Mapping[str, object]
+    ) -> Sequence[Command]:
+        command = (statement, statement.encode(values))
+        if self._take_owner is None:
+            return (command,)
+        return ((self._take_owner, (encode(owner),)), command)
+
+    async def _attempt(self, commands: Sequence[Command]) -> Rows:
+        connection = await self._checkout()
+        return await connection.send(commands, self._answer_timeout)
+
+    async def _checkout(self) -> Connection:
+        """Take the connection used last, or make one. It comes back by itself."""
+        await self._take_slot()
+        try:
+            while self._idle:
+                connection, _ = self._idle.pop()
+                if not connection.closed:
+                    return connection
+            return await self._connect()
+        except BaseException:
+            self._slots.release()
+            raise
+
+    async def _take_slot(self) -> None:
+        if not self._slots.locked():
+            await self._slots.acquire()  # does not wait
+            return
+        try:
+            async with asyncio.timeout(self._settings.pool_timeout):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise DatabaseBusy from None
+
+    async def _connect(self) -> Connection:
+        cause: Exception | None = None
+        for delay in CONNECT_ATTEMPTS:
+            await asyncio.sleep(delay)
+            try:
+                async with asyncio.timeout(self._settings.connect_timeout):
+                    return await self._connect_once()
+            except (psycopg.Error, QueryFailed, OSError) as error:
+                cause = error
+            except TimeoutError as error:
+                cause = error
+                break
+        self._in_doubt = True
+        raise DatabaseUnreachable from cause
+
+    async def _connect_once(self) -> Connection:
+        connection = await Connection.open(
+            self._conninfo,
+            session=self._session,
+            prepare=self._settings.prepared_statements,
+            on_free=self._free,
+            on_lost=self._lost,
+        )
+        self._open.add(connection)
+        return connection
+
+    def _free(self, connection: Connection) -> None:
+        """Take back a connection whose Sync has arrived."""
+        self._in_doubt = False
+        self._idle.append((connection, time.monotonic()))
+        self._slots.release()
+
+    def _lost(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        self._in_doubt = self._in_doubt or not connection.closing
+        if connection.busy:
+            self._slots.release()
+
+    def _sweep(self) -> None:
+        """Close what has been idle for long; those used last are at the end."""
+        self._sweeper = asyncio.get_running_loop().call_later(IDLE_LIMIT / 4, self._sweep)
+        oldest = time.monotonic() - IDLE_LIMIT
+        while self._idle and (self._idle[0][0].closed or self._idle[0][1] < oldest):
+            self._idle.pop(0)[0].close()
+
+    async def _check_row_security(self) -> None:
+        if self._take_owner is None:
+            await self._attempt([(_PING, [])])
+            return
+        rows = await self._attempt(self._commands("", row_security.STATE, {}))
+        state = json.loads(rows[0])
+        if not state["active"] or state["policies"] != row_security.POLICIES:
+            raise StartupError(
+                f"ROW_SECURITY: not active for the role {row_security.ROLE}, or its policies were "
+                "changed; run `todo-api migrate` on an unchanged schema, or set ROW_SECURITY=off"
+            )
+
+
+def _may_repeat(failure: QueryFailed, statement: Statement) -> bool:
+    """Tell whether a second try is safe and promises more than the first."""
+    if isinstance(failure, AnswerOverdue):
+        return False  # the client has waited long enough
+    if isinstance(failure, ConnectionLost):
+        return failure.did_not_run or not statement.writes
+    return failure.did_not_run and failure.sqlstate in TRANSIENT
+
+
+def _answer(failure: QueryFailed) -> ApiError:
+    """Return what a client hears of a failure."""
+    if isinstance(failure, AnswerOverdue):
+        return StatementTimeout()
+    if isinstance(failure, ConnectionLost):
+        return DatabaseUnreachable()
+    state = failure.sqlstate or ""
+    return ANSWERS.get(state, ANSWERS.get(state[:2], InternalError))()
+
+
+def _refusal(failure: QueryFailed) -> str:
+    """Say what an operator has to do about a check that failed."""
+    if failure.sqlstate == "42P01":
+        return "DATABASE_URL: the schema is missing; run `todo-api migrate`, or set AUTO_MIGRATE=on"
+    if failure.sqlstate in {"42501", "22023"}:
+        return (
+            f"ROW_SECURITY: the database user cannot take the role {row_security.ROLE}; as its "
+            f"administrator run `GRANT {row_security.ROLE} TO` that user `WITH SET TRUE`, "
+            "or set ROW_SECURITY=off"
+        )
+    return f"DATABASE_URL: the database refused the first statement ({failure.sqlstate})"

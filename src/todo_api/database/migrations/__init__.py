@@ -1,0 +1,82 @@
+"""The schema's history, and the way to its newest version.
+
+Inside the package, so that an installed wheel can migrate.
+"""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, MetaData, NullPool, create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from todo_api.database.address import direct_url, reason
+from todo_api.errors import StartupError
+
+ADVISORY_LOCK = 0x70D0_A91
+"""One migrator at a time, in one database: the lock's number (any fixed one would do)."""
+
+LOCK_TIMEOUT = "2s"
+"""How long a migration may wait for a table, and so how long it may hold up requests."""
+
+
+def configuration(connection: Connection | None = None, metadata: MetaData | None = None) -> Config:
+    """Return Alembic's configuration: run on `connection`, compare with `metadata`."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes.update(connection=connection, metadata=metadata)
+    return config
+
+
+def migrate(url: str) -> None:
+    """Bring the schema to the newest version, in one transaction.
+
+    Processes that start together wait for each other. A schema that is newer than this program is
+    left as it is: during a rolling update the old version meets the new schema.
+    Raises `StartupError`.
+    """
+    engine = create_engine(direct_url(url), poolclass=NullPool)
+    try:
+        with engine.begin() as connection:
+            # Of the transaction, not of the session: it holds through a pooler as well.
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+            if not _is_newer(connection):
+                command.upgrade(configuration(connection), "head")
+    except DBAPIError as error:
+        raise StartupError(_explain(error)) from error
+
+
+def print_sql() -> None:
+    """Print the script from an empty database to the newest schema."""
+    command.upgrade(configuration(), "head", sql=True)
+
+
+def _is_newer(connection: Connection) -> bool:
+    """Tell whether the database is at a revision that this program does not know."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is None:
+        return False
+    try:
+        ScriptDirectory.from_config(configuration()).get_revision(current)
+    except CommandError:
+        return True
+    return False
+
+
+def _explain(error: DBAPIError) -> str:
+    """Say in one line what an operator has to do, without an address."""
+    state = getattr(error.orig, "sqlstate", None)
+    if state == "42501":
+        return (
+            "DATABASE_URL: its user may not make the schema; migrate once as an administrator "
+            "(`todo-api migrate --sql` prints the statements) and set AUTO_MIGRATE=off"
+        )
+    if state == "55P03":
+        return "AUTO_MIGRATE: a table was in use for too long; nothing was changed, start again"
+    if state is None:
+        return f"DATABASE_URL: {reason(error.orig)}"
+    return f"DATABASE_URL: the migration failed and was rolled back ({state})"

@@ -1,0 +1,49 @@
+"""A statement: SQL compiled once, with a name that prepared connections know it by."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Self
+
+from sqlalchemy import Executable
+from sqlalchemy.dialects import postgresql
+
+_dialect = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One SQL statement that answers with rows of one text column.
+
+    `parameters` are the names of $1, $2, … in order. `writes` says that running it twice is not
+    the same as running it once, so a broken connection is no reason to try again.
+    """
+
+    name: bytes
+    sql: bytes
+    parameters: tuple[str, ...]
+    writes: bool
+
+    @classmethod
+    def compiled(cls, name: str, expression: Executable, *, writes: bool = False) -> Self:
+        """Compile an SQLModel expression for libpq's `$1` placeholders."""
+        compiled = expression.compile(dialect=_dialect)  # type: ignore[attr-defined]
+        return cls(name.encode(), str(compiled).encode(), tuple(compiled.positiontup), writes)
+
+    def encode(self, values: Mapping[str, object]) -> list[bytes | None]:
+        """Return the values in the order of the placeholders, as libpq's text format."""
+        return [encode(values[name]) for name in self.parameters]
+
+
+def encode(value: object) -> bytes | None:
+    """Return a value in PostgreSQL's text format.
+
+    A NUL is refused here whatever was checked before: libpq reads a text value as a C string,
+    so one that slipped through would cut a user's id short and make him another.
+    """
+    if value is None:
+        return None
+    text = value.isoformat() if isinstance(value, datetime) else str(value)
+    if "\0" in text:
+        raise ValueError("a NUL cannot be stored")
+    return text.encode()

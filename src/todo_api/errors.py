@@ -1,0 +1,165 @@
+"""Everything that can go wrong, with its answer.
+
+Each class carries its status, its message and its headers, so one handler
+(`todo_api.http.errors`) serves them all:
+
+    StartupError                 the program cannot start: one line for the operator
+    ApiError                     any error a client sees
+    ├── BadRequest               400
+    │   └── InvalidFields        400 with a message for each field
+    ├── Unauthorized             401
+    │   └── InvalidToken         401, a token was sent (RFC 6750, section 3.1)
+    ├── Forbidden                403
+    ├── NotFound                 404
+    │   └── TaskNotFound         404, unused or another user's: the same answer
+    ├── MethodNotAllowed         405
+    ├── BodyTooLarge             413
+    ├── UnsupportedMediaType     415
+    ├── InternalError            500
+    │   └── DatabaseUnreachable  500
+    └── ServiceUnavailable       503
+        ├── DatabaseBusy         503, no free connection in time
+        ├── StatementTimeout     503
+        └── KeysUnavailable      503, no signing key could be loaded yet
+
+This module imports nothing of ours.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class StartupError(Exception):
+    """The program cannot start. The message is one line, names the setting, shows no value."""
+
+
+class ApiError(Exception):
+    """An error with an answer: `status`, `message` (the body's `error`) and `headers`."""
+
+    status: ClassVar[int]
+    message: str = ""
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, message: str | None = None) -> None:
+        if message is not None:
+            self.message = message
+        super().__init__(self.message)
+
+    def body(self) -> dict[str, object]:
+        """Return what the client reads."""
+        return {"error": self.message}
+
+
+class BadRequest(ApiError):
+    """The request is not what the contract asks for. The message says what and where."""
+
+    status = 400
+
+
+class InvalidFields(BadRequest):
+    """One or more members of the body are wrong; `fields` has a message for each, in order."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self.fields = dict(fields)
+        super().__init__(next(iter(self.fields.values())))
+
+    def body(self) -> dict[str, object]:
+        """Return the first message as `error`, and all of them under `fields`."""
+        return {"error": self.message, "fields": self.fields}
+
+
+class Unauthorized(ApiError):
+    """No token was sent. Its body is the same for every 401, so that a stranger learns nothing."""
+
+    status = 401
+    message = "A valid bearer token is required"
+    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
+
+
+class InvalidToken(Unauthorized):
+    """A token was sent and refused. `reason` is for tests and logs, never for the client."""
+
+    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class Forbidden(ApiError):
+    """The user named in the path is not the token's user."""
+
+    status = 403
+    message = "You can only access your own tasks"
+
+
+class NotFound(ApiError):
+    """No route has this path."""
+
+    status = 404
+    message = "Not found"
+
+
+class TaskNotFound(NotFound):
+    """This user has no such task, whether the id is unused or another user's."""
+
+    message = "Task not found"
+
+
+class MethodNotAllowed(ApiError):
+    """The path exists, the verb does not."""
+
+    status = 405
+    message = "Method not allowed"
+
+    def __init__(self, allow: str) -> None:
+        super().__init__()
+        self.headers = {"Allow": allow}
+
+
+class BodyTooLarge(ApiError):
+    """The body is over the limit. What is left of it is not read: the connection closes."""
+
+    status = 413
+    headers: Mapping[str, str] = {"Connection": "close"}
+
+
+class UnsupportedMediaType(ApiError):
+    """The body is not declared as plain JSON."""
+
+    status = 415
+    message = "Content-Type must be application/json"
+    headers: Mapping[str, str] = {"Accept": "application/json"}
+
+
+class InternalError(ApiError):
+    """Our own fault. The cause is in the log, under the request's id."""
+
+    status = 500
+    message = "Internal server error"
+
+
+class DatabaseUnreachable(InternalError):
+    """The database cannot be reached, or the connection broke and the outcome is unknown."""
+
+    headers: Mapping[str, str] = {"Retry-After": "1"}
+
+
+class ServiceUnavailable(ApiError):
+    """Not now: the client may try again after `Retry-After` seconds."""
+
+    status = 503
+    message = "Service temporarily unavailable"
+    headers: Mapping[str, str] = {"Retry-After": "1"}
+
+
+class DatabaseBusy(ServiceUnavailable):
+    """No connection became free in time, or the database refuses work for now."""
+
+
+class StatementTimeout(ServiceUnavailable):
+    """The statement, or its wait for a lock, took too long and was rolled back."""
+
+
+class KeysUnavailable(ServiceUnavailable):
+    """No signing key could be loaded yet: whether the token is good is not known."""

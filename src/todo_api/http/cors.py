@@ -1,0 +1,50 @@
+"""Cross-origin requests: who may call from a browser, and a refusal that says so in our shape."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from todo_api.errors import BadRequest
+from todo_api.http.answers import error_answer
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", "Idempotency-Key", "If-Match")
+RESPONSE_HEADERS = (
+    "Location",
+    "ETag",
+    "Link",
+    "Retry-After",
+    "X-Request-ID",
+    "WWW-Authenticate",
+)
+"""What a page may read besides the body (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
+
+
+class CORS(CORSMiddleware):
+    """Starlette's CORS for a fixed list of origins. Bearer tokens need no credentials flag."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=METHODS,
+            allow_headers=REQUEST_HEADERS,
+            expose_headers=RESPONSE_HEADERS,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a preflight; a refusal is an error like any other."""
+        response = super().preflight_response(request_headers)
+        allowed = response.status_code == HTTPStatus.OK
+        answer = (
+            Response(status_code=HTTPStatus.NO_CONTENT)
+            if allowed
+            else error_answer(BadRequest(bytes(response.body).decode()))
+        )
+        del response.headers["content-type"], response.headers["content-length"]
+        answer.headers.update(response.headers)
+        return answer

@@ -1,0 +1,54 @@
+"""What every response has in common: request id, HEAD, security headers."""
+
+import re
+import secrets
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+COMMON_HEADERS = (
+    (b"vary", b"Origin"),  # CORS headers depend on it, and so does their absence
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+)
+"""Sent where the response does not say otherwise."""
+
+
+class Envelope:
+    """The outermost layer: whatever answers, also a refused preflight or a 500, goes through it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        is_head = scope["method"] == "HEAD"
+        scope = {**scope, "request_id": request_id.decode()}
+        if is_head:  # HEAD is GET without the body (RFC 9110, section 9.3.2)
+            scope["method"] = "GET"
+
+        async def send_enveloped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = message["headers"]
+                present = {name for name, _ in headers}
+                headers.extend(each for each in COMMON_HEADERS if each[0] not in present)
+                headers.append((b"x-request-id", request_id))
+            elif is_head:
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app(scope, receive, send_enveloped)
+
+
+def _request_id(scope: Scope) -> bytes:
+    """Return the caller's id where it is harmless, else a new one."""
+    sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
+        return bytes(sent[0])
+    return secrets.token_hex(16).encode()
+

@@ -1,0 +1,101 @@
+"""The pages for people and tools around the API: health, the OpenAPI document, its reader."""
+
+import json
+from base64 import b64encode
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from re import DOTALL, search
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from todo_api.errors import ServiceUnavailable
+from todo_api.http.answers import json_answer
+
+ASSETS = "/docs/assets"
+
+
+class Health(BaseModel):
+    """One word about the service."""
+
+    status: str
+
+
+class NotReady(ServiceUnavailable):
+    """The service runs but cannot work."""
+
+    message = "The database does not answer"
+
+
+def add_health(app: FastAPI, is_ready: Callable[[], Awaitable[bool]]) -> None:
+    """Add `/health`, `/livez` and `/readyz`."""
+
+    @app.get("/health", tags=["health"], response_model=Health)
+    async def health(_: Request) -> Response:
+        """Say that the service runs."""
+        return json_answer(b'{"status": "healthy"}')
+
+    @app.get("/livez", tags=["health"], response_model=Health)
+    async def livez(_: Request) -> Response:
+        """Say that the process lives; it needs nothing else."""
+        return json_answer(b'{"status": "ok"}')
+
+    @app.get("/readyz", tags=["health"], response_model=Health)
+    async def readyz(_: Request) -> Response:
+        """Say whether requests can be served, or why not."""
+        if not await is_ready():
+            raise NotReady
+        return json_answer(b'{"status": "ready"}')
+
+
+def add_documents(app: FastAPI) -> None:
+    """Add `/openapi.json` and `/docs`, which loads nothing from another host."""
+    document = json.dumps(app.openapi()).encode()
+    page, policy = _documentation_page(app.title)
+
+    async def openapi(_: Request) -> Response:
+        return json_answer(document)
+
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+    app.add_route("/openapi.json", openapi, include_in_schema=False)
+    app.add_route("/docs", docs, include_in_schema=False)
+    app.mount(ASSETS, StaticFiles(directory=_assets()))
+
+
+def _documentation_page(title: str) -> tuple[bytes, str]:
+    """Return the page, and the policy that lets its one inline script run and no other."""
+    page = bytes(
+        get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=title,
+            swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
+            swagger_css_url=f"{ASSETS}/swagger-ui.css",
+            swagger_favicon_url=f"{ASSETS}/favicon.png",
+        ).body
+    )
+    script = search(rb"<script>(.*?)</script>", page, DOTALL)
+    if script is None:
+        raise RuntimeError("FastAPI's documentation page has changed: no inline script")
+    digest = b64encode(sha256(script[1]).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self' "
+        "'unsafe-inline'; img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return page, policy
+
+
+def _assets() -> Path:
+    """Return the folder of Swagger UI's files, without importing the package that carries them."""
+    package = find_spec("fastapi_offline")
+    if package is None or package.origin is None:
+        raise RuntimeError("the package fastapi-offline is not installed")
+    return Path(package.origin).parent / "static"

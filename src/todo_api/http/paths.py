@@ -1,0 +1,66 @@
+"""Finding the route of a request: by path first, by verb second.
+
+Starlette's router takes the first route that fits both. A path that fits two families would then
+belong to one of them for GET and to the other for POST, and `Allow` would name the verbs of a
+single route.
+"""
+
+import re
+from collections.abc import Iterable
+
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Receive, Scope, Send
+
+from todo_api.errors import MethodNotAllowed
+
+
+class _Path:
+    """A path and its routes by verb."""
+
+    def __init__(self, regex: re.Pattern[str]) -> None:
+        self.regex = regex
+        self.routes: dict[str, Route] = {}
+
+    @property
+    def allow(self) -> str:
+        """The value of `Allow` (RFC 9110, section 10.2.1)."""
+        implied = {"HEAD", "OPTIONS"} if "GET" in self.routes else {"OPTIONS"}
+        return ", ".join(sorted({*self.routes, *implied}))
+
+
+class PathTable(BaseRoute):
+    """All paths, in order: the first that fits is the one, whatever the verb.
+
+    OPTIONS answers with `Allow` alone; a CORS preflight has been answered before.
+    """
+
+    def __init__(self, routes: Iterable[BaseRoute]) -> None:
+        paths: dict[str, _Path] = {}
+        for route in routes:
+            if isinstance(route, Route):
+                path = paths.setdefault(route.path, _Path(route.path_regex))
+                path.routes.update(dict.fromkeys((route.methods or set()) - {"HEAD"}, route))
+        self._paths = list(paths.values())
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Find the path."""
+        if scope["type"] == "http":
+            for path in self._paths:
+                match = path.regex.match(scope["path"])
+                if match:
+                    return Match.FULL, {"path_params": match.groupdict(), "path_entry": path}
+        return Match.NONE, {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the verb."""
+        path: _Path = scope["path_entry"]
+        route = path.routes.get(scope["method"])
+        if route is not None:
+            scope["route"] = route
+            await route.app(scope, receive, send)
+        elif scope["method"] == "OPTIONS":
+            answer = Response(status_code=204, headers={"Allow": path.allow})
+            await answer(scope, receive, send)
+        else:
+            raise MethodNotAllowed(path.allow)

@@ -1,0 +1,96 @@
+"""Serving: one process or several, and an orderly end."""
+
+import asyncio
+import signal
+import socket
+from functools import partial
+from multiprocessing import parent_process
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
+
+from todo_api.app import create_app
+from todo_api.database.database import Database
+from todo_api.errors import StartupError
+from todo_api.http.logs import configure_logging
+from todo_api.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, ending with exit code 0 when it was asked to end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Finish what is in flight; a second Ctrl-C does not wait.
+
+        uvicorn would raise the signal again afterwards, and the exit code would be -15.
+        """
+        del frame
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+def configuration(settings: Settings, database_url: str) -> uvicorn.Config:
+    """Return uvicorn's configuration. It is pickled for workers, so it holds no live object."""
+    return uvicorn.Config(
+        partial(_application, settings, database_url),
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=settings.shutdown_timeout,
+    )
+
+
+def listener(settings: Settings) -> socket.socket:
+    """Bind the address, before anything else is started. Raises `StartupError`."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartupError(
+            f"PORT: cannot listen on {settings.host} port {settings.port} ({error.strerror})"
+        ) from error
+
+
+async def check(settings: Settings, database_url: str) -> None:
+    """Check once, before any worker starts, that the database can be used as configured."""
+    database = Database(database_url, settings)
+    try:
+        await database.open()
+    finally:
+        await database.close()
+
+
+def serve(config: uvicorn.Config, listener: socket.socket) -> None:
+    """Serve until a signal says to stop."""
+    if config.workers > 1:
+        Multiprocess(config, sockets=[listener]).run()
+    else:
+        Server(config).run(sockets=[listener])
+
+
+def _application(settings: Settings, database_url: str) -> FastAPI:
+    configure_logging(settings)
+    if parent := parent_process():
+        _end_with(parent.sentinel)
+    return create_app(settings, database_url)
+
+
+def _end_with(sentinel: int) -> None:
+    """End this worker in order when the program that started it is gone, however it died."""
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        loop.remove_reader(sentinel)
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(sentinel, end)

@@ -1,0 +1,1 @@
+"""The product: one user's tasks, from the table to the route."""

@@ -1,0 +1,77 @@
+"""The tables. Alembic compares the database with these; every statement is built from them."""
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, Index, Text
+from sqlalchemy import text as sql
+from sqlmodel import Field, SQLModel
+
+TITLE_LENGTH = 255
+DESCRIPTION_LENGTH = 5000
+USER_ID_LENGTH = 255
+EMAIL_LENGTH = 320
+"""RFC 3696, erratum 1690: 64 for the local part, 255 for the domain, and the @."""
+
+STATUSES = ("incomplete", "complete")
+PRIORITIES = ("low", "medium", "high")
+
+
+class User(SQLModel, table=True):
+    """The owner of tasks, made on the first write. The id is `sub`, exactly as in the token."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        CheckConstraint(f"char_length(id) BETWEEN 1 AND {USER_ID_LENGTH}", name="users_id_length"),
+    )
+
+    id: str = Field(primary_key=True, sa_type=Text)
+    email: str | None = Field(default=None, sa_type=Text)
+    created_at: datetime = Field(
+        sa_type=DateTime(timezone=True),  # type: ignore[call-overload]  # SQLModel types it as a class
+        sa_column_kwargs={"server_default": sql("now()")},
+    )
+
+
+class Task(SQLModel, table=True):
+    """One thing to do.
+
+    The primary key starts with the owner: one user's tasks lie together, every access path
+    starts with the owner, and the table can be distributed by `user_id` as it is (ADR 3).
+    """
+
+    __tablename__ = "tasks"
+    __table_args__ = (
+        CheckConstraint(f"char_length(title) BETWEEN 1 AND {TITLE_LENGTH}", name="tasks_title"),
+        CheckConstraint(
+            f"char_length(description) <= {DESCRIPTION_LENGTH}", name="tasks_description"
+        ),
+        CheckConstraint("status IN ('incomplete', 'complete')", name="tasks_status"),
+        CheckConstraint("priority IN ('low', 'medium', 'high')", name="tasks_priority"),
+        # The default order, whole and within one status.
+        Index("tasks_by_creation", "user_id", "created_at", "id"),
+        Index("tasks_by_status", "user_id", "status", "created_at", "id"),
+    )
+
+    user_id: str = Field(
+        primary_key=True,
+        sa_type=Text,
+        sa_column_args=(ForeignKey("users.id", name="tasks_user", ondelete="CASCADE"),),
+    )
+    id: int = Field(
+        primary_key=True,
+        sa_type=BigInteger,
+        sa_column_args=(Identity(always=True),),
+    )
+    title: str = Field(sa_type=Text)
+    description: str | None = Field(default=None, sa_type=Text)
+    status: str = Field(sa_type=Text, sa_column_kwargs={"server_default": sql("'incomplete'")})
+    priority: str | None = Field(default=None, sa_type=Text)
+    due_date: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))  # type: ignore[call-overload]
+    created_at: datetime = Field(
+        sa_type=DateTime(timezone=True),  # type: ignore[call-overload]
+        sa_column_kwargs={"server_default": sql("now()")},
+    )
+    updated_at: datetime = Field(
+        sa_type=DateTime(timezone=True),  # type: ignore[call-overload]
+        sa_column_kwargs={"server_default": sql("now()")},
+    )
