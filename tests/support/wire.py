@@ -20,6 +20,11 @@ class Wire:
         self.url = url.replace(quote(self._server_folder, safe=""), quote(str(folder), safe=""))
         self.connections = 0
         self.round_trips = 0
+        self.frozen = False
+        """Pass nothing on to the client, and keep the connection."""
+        self.swallow_answers = False
+        """Cut a connection instead of passing on the server's next answer."""
+        self.swallowed = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -58,10 +63,17 @@ class Wire:
                 if from_client and turn["server"]:
                     self.round_trips += 1
                 turn["server"] = not from_client
+                if self.swallow_answers and not from_client:
+                    self.swallowed += 1
+                    break
+                if self.frozen and not from_client:
+                    continue
                 target.write(data)
                 await target.drain()
             target.close()
+            source_of[source].close()
 
+        source_of = {reader: writer, server[0]: server[1]}
         try:
             await asyncio.gather(
                 forward(reader, server[1], from_client=True),

@@ -51,5 +51,6 @@ def reason(error: BaseException | None) -> str:
     """Return why a connection failed, without the address that libpq puts before it."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    said = re.findall(r"(?:FATAL: +|failed: |error: |address: )([^\n]*)", str(error or ""))
-    return said[-1] if said else "cannot connect"
+    *_, said = re.split(r"FATAL: +|failed: |error: |address: ", str(error or "").strip())
+    line = said.partition("\n")[0]
+    return line if said != str(error).strip() else "cannot connect"

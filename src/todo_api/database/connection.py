@@ -18,6 +18,13 @@ from psycopg.pq import DiagnosticField, ExecStatus
 
 from todo_api.database.statement import Statement
 
+STALE = {
+    "26000",  # a prepared statement is gone: somebody said DISCARD ALL
+    "0A000",  # a cached plan does not fit a changed table
+    "42P05",  # a pooler handed us a session that another client had prepared
+}
+"""Errors (by SQLSTATE) after which a connection's prepared statements are not what we think."""
+
 Command = tuple[Statement, Sequence[bytes | None]]
 """A statement and its values in text format."""
 
@@ -186,7 +193,7 @@ class Connection:
                 self._rows = [result.get_value(row, 0) or b"" for row in range(result.ntuples)]
             elif status == ExecStatus.PIPELINE_SYNC:
                 self._finish()
-            elif status == ExecStatus.COMMAND_OK:
+            elif status == ExecStatus.COMMAND_OK and self._preparing:
                 self._prepared.add(self._preparing.popleft())
             elif status == ExecStatus.FATAL_ERROR:
                 self._error = self._error or self._server_error(result)
@@ -205,7 +212,11 @@ class Connection:
 
     def _finish(self) -> None:
         """The Sync is here: everything sent was committed, or nothing."""
-        answer, error, rows = self._settle(), self._error, self._rows
+        error, rows = self._error, self._rows
+        if error is not None and error.sqlstate in STALE:
+            self._lose(error)
+            return
+        answer = self._settle()
         self._rows = []
         self._preparing.clear()
         if answer is not None and not answer.done():

@@ -10,6 +10,7 @@ import psycopg
 from todo_api.database import row_security
 from todo_api.database.address import conninfo, reason
 from todo_api.database.connection import (
+    STALE,
     AnswerOverdue,
     Command,
     Connection,
@@ -54,12 +55,7 @@ ANSWERS: Mapping[str, type[ApiError]] = {
 """What a client hears of an SQLSTATE, by code or by class; anything else is our own fault.
 https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
-STALE_CONNECTION = {
-    "26000",  # the prepared statement is gone
-    "0A000",  # a cached plan does not fit a changed table
-    "42P05",  # a pooler handed us another client's prepared statement
-}
-TRANSIENT = STALE_CONNECTION | {"40001", "40P01", "57P01", "57P02", "57P03"}
+TRANSIENT = STALE | {"40001", "40P01", "57P01", "57P02", "57P03"}
 """Worth a second try, on another connection, where nothing was kept of the first."""
 
 _PING = Statement(b"ping", b"SELECT 'ok'", (), writes=False)
@@ -85,11 +81,10 @@ class Database:
         """Connect once and check what requests rely on. Raises `StartupError`."""
         self._sweep()
         try:
-            await self._check_row_security()
-        except QueryFailed as error:
-            raise StartupError(_refusal(error)) from error
-        except DatabaseUnreachable as error:
-            raise StartupError(f"DATABASE_URL: {reason(error.__cause__)}") from error
+            await self._check()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Close every connection."""
@@ -211,17 +206,17 @@ class Database:
         while self._idle and (self._idle[0][0].closed or self._idle[0][1] < oldest):
             self._idle.pop(0)[0].close()
 
-    async def _check_row_security(self) -> None:
-        if self._take_owner is None:
-            await self._attempt([(_PING, [])])
-            return
-        rows = await self._attempt(self._commands("", row_security.STATE, {}))
-        state = json.loads(rows[0])
-        if not state["active"] or state["policies"] != row_security.POLICIES:
-            raise StartupError(
-                f"ROW_SECURITY: not active for the role {row_security.ROLE}, or its policies were "
-                "changed; run `todo-api migrate` on an unchanged schema, or set ROW_SECURITY=off"
-            )
+    async def _check(self) -> None:
+        try:
+            if self._take_owner is None:
+                await self._attempt([(_PING, [])])
+            else:
+                rows = await self._attempt(self._commands("", row_security.STATE, {}))
+                row_security.check(json.loads(rows[0]))
+        except QueryFailed as error:
+            raise StartupError(_refusal(error)) from error
+        except DatabaseUnreachable as error:
+            raise StartupError(f"DATABASE_URL: {reason(error.__cause__)}") from error
 
 
 def _may_repeat(failure: QueryFailed, statement: Statement) -> bool:

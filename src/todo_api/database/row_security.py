@@ -5,7 +5,10 @@ the same pipeline as its statement, for that transaction alone: a pooler cannot 
 to the next client, and a login with BYPASSRLS (Neon's console roles) does not bypass anything.
 """
 
+from collections.abc import Mapping
+
 from todo_api.database.statement import Statement
+from todo_api.errors import StartupError
 
 ROLE = "todo_member"
 """The role without login that requests run as."""
@@ -59,3 +62,12 @@ STATE = Statement(
     writes=False,
 )
 """Says, under the role, whether row security is active on every table, and with which policies."""
+
+
+def check(state: Mapping[str, object]) -> None:
+    """Refuse, with `StartupError`, what `STATE` has found if it is not what the migration made."""
+    if state["active"] is not True or state["policies"] != POLICIES:
+        raise StartupError(
+            f"ROW_SECURITY: not active for the role {ROLE}, or its policies were changed; "
+            "undo that (`todo-api migrate --sql` prints the intended state) or set ROW_SECURITY=off"
+        )

@@ -1,0 +1,228 @@
+"""What every response has in common, and what HTTP asks for beside the operations."""
+
+import json
+
+import pytest
+
+from support.service import ORIGIN, Service, bearer
+from todo_api.tasks.owned_tasks import OwnedTasks
+
+ALLOW = {
+    "/api/tasks": "GET, HEAD, OPTIONS, POST",
+    "/api/alice/tasks": "GET, HEAD, OPTIONS, POST",
+    "/api/tasks/1": "DELETE, GET, HEAD, OPTIONS, PUT",
+    "/api/alice/tasks/1": "DELETE, GET, HEAD, OPTIONS, PUT",
+    "/api/tasks/1/complete": "OPTIONS, PATCH",
+    "/api/alice/tasks/1/complete": "OPTIONS, PATCH",
+    "/health": "GET, HEAD, OPTIONS",
+    "/docs": "GET, HEAD, OPTIONS",
+    "/openapi.json": "GET, HEAD, OPTIONS",
+}
+
+
+@pytest.mark.parametrize(("path", "allow"), ALLOW.items())
+async def test_wrong_verb_is_405_with_allow_and_without_a_token(
+    service: Service, path: str, allow: str
+) -> None:
+    for verb in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "FOO", "CONNECT"):
+        if verb in allow:
+            continue
+        response = await service.request(verb, path)
+        assert response.status_code == 405
+        assert response.headers["allow"] == allow
+        if verb != "HEAD":
+            assert response.json() == {"error": "Method not allowed"}
+    options = await service.request("OPTIONS", path)
+    assert (options.status_code, options.headers["allow"], options.content) == (204, allow, b"")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/api", "/api/", "/tasks", "/api/tasks/", "/api/tasks/1/", "/api/tasks/1/complete/"),
+        *("/api/alice/tasks/", "//api/tasks", "/api//tasks"),
+        *("/API/tasks", "/health/", "/redoc", "/docs/", "/metrics", "/api/alice", "/api/tasks/1/x"),
+        "/docs/assets/nothing.js",
+    ],
+)
+async def test_unknown_path_is_404_without_a_token(service: Service, path: str) -> None:
+    for verb in ("GET", "POST", "DELETE"):
+        response = await service.request(verb, path)
+        assert response.status_code == (405 if "assets" in path and verb != "GET" else 404)
+        assert "location" not in response.headers
+    assert (await service.request("GET", path)).json() == {"error": "Not found"}
+
+
+async def test_path_of_both_families_is_token_scoped(service: Service) -> None:
+    """`/api/tasks/tasks` is the task with the id `tasks`, whatever the verb."""
+    response = await service.request("GET", "/api/tasks/tasks", "tasks")
+    assert (response.status_code, response.json()["error"]) == (400, "Invalid task ID")
+    post = await service.request("POST", "/api/tasks/tasks", "tasks", json={"title": "x"})
+    assert post.status_code == 405
+    assert post.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PUT"
+
+
+async def test_head_is_get_without_the_body(service: Service) -> None:
+    task = await service.create("alice")
+    paths = ["/api/tasks", "/api/alice/tasks", f"/api/tasks/{task['id']}", "/api/tasks/999"]
+    for path in [*paths, "/health", "/livez", "/readyz", "/docs", "/openapi.json", "/none"]:
+        get = await service.request("GET", path, "alice")
+        head = await service.request("HEAD", path, "alice")
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        for name in ("content-length", "content-type", "cache-control"):
+            assert head.headers[name] == get.headers[name]
+    assert (await service.request("HEAD", "/api/tasks")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/health", {"status": "healthy"}), ("/livez", {"status": "ok"}), ("/readyz", {"status": "ready"})],
+)
+async def test_health_is_public_and_costs_no_query(
+    service: Service, path: str, body: object
+) -> None:
+    response = await service.request("GET", path)
+    assert (response.status_code, response.json()) == (200, body)
+    assert service.wire.round_trips == 0
+
+
+async def test_order_of_answers(service: Service) -> None:
+    """401 before 403 before 400, 413 and 415 before 404."""
+    bad = {"content": b"{", "headers": {"Content-Type": "text/plain"}}
+    assert (await service.request("POST", "/api/alice/tasks", **bad)).status_code == 401
+    assert (await service.request("POST", "/api/alice/tasks", "bob", **bad)).status_code == 403
+    assert (await service.request("POST", "/api/alice/tasks", "alice", **bad)).status_code == 415
+    for path in ("/api/tasks/999", "/api/alice/tasks/999"):
+        for content, status in ((b"{", 400), (b" " * 200_000, 413), (b'{"title":"x"}', 404)):
+            headers = {"Content-Type": "application/json"}
+            response = await service.request(
+                "PUT", path, "alice", content=content, headers=headers
+            )
+            assert response.status_code == status
+            stranger = await service.request("PUT", path, content=content, headers=headers)
+            assert stranger.status_code == 401
+
+
+@pytest.mark.parametrize("sent", ["abc", "A-Z_0.9", "x" * 128])
+async def test_harmless_request_id_is_kept(service: Service, sent: str) -> None:
+    for path in ("/health", "/none", "/api/tasks"):
+        response = await service.request("GET", path, headers={"X-Request-ID": sent})
+        assert response.headers["x-request-id"] == sent
+
+
+@pytest.mark.parametrize("sent", ["", "a b", "x" * 129, "a\tb", "<x>", "é".encode().decode("latin-1")])
+async def test_other_request_id_is_replaced(service: Service, sent: str) -> None:
+    headers = [("X-Request-ID", sent.encode("latin-1"))]
+    response = await service.request("GET", "/health", headers=headers)  # type: ignore[arg-type]
+    assert response.headers["x-request-id"] != sent
+    assert len(response.headers["x-request-id"]) == 32
+
+
+async def test_errors_of_every_layer_carry_cors_headers(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a secret detail")
+
+    origin = {"Origin": ORIGIN}
+    cases = [
+        ("GET", "/health", {}, 200),
+        ("GET", "/none", {}, 404),
+        ("POST", "/health", {}, 405),
+        ("GET", "/api/tasks", {}, 401),
+        ("GET", "/api/bob/tasks", bearer("alice"), 403),
+        ("GET", "/api/tasks/x", bearer("alice"), 400),
+        ("GET", "/api/tasks/1", bearer("alice"), 404),
+    ]
+    for verb, path, headers, status in cases:
+        response = await service.request(verb, path, headers={**origin, **headers})
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] == ORIGIN
+        assert "X-Request-ID" in response.headers["access-control-expose-headers"]
+    monkeypatch.setattr(OwnedTasks, "list", fail)
+    response = await service.request("GET", "/api/tasks", "alice", headers=origin)
+    assert (response.status_code, response.json()) == (500, {"error": "Internal server error"})
+    assert response.headers["access-control-allow-origin"] == ORIGIN
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:3001", "null", "https://localhost:3000", ""])
+async def test_other_origin_gets_no_cors_header(service: Service, origin: str) -> None:
+    response = await service.request("GET", "/health", headers={"Origin": origin})
+    assert "access-control-allow-origin" not in response.headers
+
+
+async def test_preflight_of_the_front_end(service: Service) -> None:
+    for verb in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        response = await service.request(
+            "OPTIONS",
+            "/api/tasks/1",
+            headers={
+                "Origin": ORIGIN,
+                "Access-Control-Request-Method": verb,
+                "Access-Control-Request-Headers": "authorization, content-type",
+            },
+        )
+        assert (response.status_code, response.content) == (204, b"")
+        assert response.headers["access-control-allow-origin"] == ORIGIN
+        assert verb in response.headers["access-control-allow-methods"]
+        assert "Authorization" in response.headers["access-control-allow-headers"]
+        assert "access-control-allow-credentials" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("origin", "verb", "headers", "what"),
+    [
+        ("https://evil.example", "GET", "authorization", "origin"),
+        (ORIGIN, "TRACE", "authorization", "method"),
+        (ORIGIN, "GET", "x-evil", "headers"),
+    ],
+)
+async def test_refused_preflight_is_an_error_like_any_other(
+    service: Service, origin: str, verb: str, headers: str, what: str
+) -> None:
+    response = await service.request(
+        "OPTIONS",
+        "/api/tasks",
+        headers={
+            "Origin": origin,
+            "Access-Control-Request-Method": verb,
+            "Access-Control-Request-Headers": headers,
+        },
+    )
+    assert (response.status_code, response.json()) == (400, {"error": f"Disallowed CORS {what}"})
+    assert ("access-control-allow-origin" in response.headers) is (origin == ORIGIN)
+
+
+async def test_documentation_loads_nothing_from_another_host(service: Service) -> None:
+    page = await service.request("GET", "/docs")
+    assert page.status_code == 200
+    assert "//" not in page.text.replace("<!-- `SwaggerUIBundle` is now available on the page -->", "")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self' 'sha256-" in policy
+    for asset in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"):
+        assert (await service.request("GET", f"/docs/assets/{asset}")).status_code == 200
+
+
+async def test_openapi_document_describes_the_contract(service: Service) -> None:
+    document = (await service.request("GET", "/openapi.json")).json()
+    operations = {
+        operation["operationId"]: operation
+        for path, item in document["paths"].items()
+        for operation in item.values()
+        if path.startswith("/api")
+    }
+    verbs = ("list_{}tasks", "create_{}task", "get_{}task", "change_{}task", "delete_{}task", "complete_{}task")
+    assert set(operations) == {name.format(family) for name in verbs for family in ("", "user_")}
+    for operation in operations.values():
+        assert operation["security"] == [{"bearer": []}]
+        assert "422" not in operation["responses"]
+    text = json.dumps(document)
+    assert "ValidationError" not in text
+
+
+async def test_answers_are_not_cached_or_sniffed(service: Service) -> None:
+    response = await service.request("GET", "/api/tasks", "alice")
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["content-type"] == "application/json"

@@ -1,0 +1,193 @@
+"""Every user sees his own tasks and nothing else, ever."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from support.service import Service, running_service
+from todo_api.app import create_app
+from todo_api.database.database import Database
+from todo_api.database.statement import Statement
+from todo_api.tasks import statements
+from support import service as support
+
+PUBLIC = {"/health", "/livez", "/readyz"}
+
+OPERATIONS: dict[tuple[str, str], dict[str, Any] | None] = {
+    ("GET", "/tasks"): None,
+    ("POST", "/tasks"): {"title": "mine"},
+    ("GET", "/tasks/{id}"): None,
+    ("PUT", "/tasks/{id}"): {"title": "stolen"},
+    ("DELETE", "/tasks/{id}"): None,
+    ("PATCH", "/tasks/{id}/complete"): {"completed": True},
+}
+"""Each operation and a body that it would accept."""
+
+TWO_USER_CASES = [
+    (verb, prefix + path, body)
+    for (verb, path), body in OPERATIONS.items()
+    for prefix in ("/api", "/api/{user_id}")
+]
+
+
+def checksum(sql: psycopg.Connection, user: str) -> Any:
+    query = "SELECT md5(string_agg(t::text, '' ORDER BY id)) FROM tasks AS t WHERE user_id = %s"
+    return sql.execute(query, [user]).fetchone()
+
+
+def test_every_route_is_public_by_name_or_has_its_two_user_case() -> None:
+    app = create_app(support.settings(), "postgresql://")
+    routes = {
+        (verb.upper(), path)
+        for path, operations in app.openapi()["paths"].items()
+        for verb in operations
+        if path not in PUBLIC
+    }
+    assert routes == {(verb, path) for verb, path, _ in TWO_USER_CASES}
+
+
+@pytest.mark.parametrize(("verb", "path", "body"), TWO_USER_CASES)
+async def test_another_users_task_is_not_found(
+    service: Service, sql: psycopg.Connection, verb: str, path: str, body: dict[str, Any] | None
+) -> None:
+    """As mallory, with alice's task id: the same bytes as for an id that was never used."""
+    alices = await service.create("alice", title="secret")
+    before = checksum(sql, "alice")
+    answers = []
+    for task_id in (alices["id"], 10**12):
+        own_path = path.format(user_id="mallory", id=task_id)
+        answers.append(await service.request(verb, own_path, "mallory", json=body))
+    assert checksum(sql, "alice") == before
+    if "{id}" in path:
+        assert {answer.status_code for answer in answers} == {404}
+        assert answers[0].content == answers[1].content
+        assert answers[0].json() == {"error": "Task not found"}
+    else:
+        assert "alice" not in answers[0].text
+        assert "secret" not in answers[0].text
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body"), [case for case in TWO_USER_CASES if "{user_id}" in case[1]]
+)
+async def test_another_users_path_is_forbidden(
+    service: Service, sql: psycopg.Connection, verb: str, path: str, body: dict[str, Any] | None
+) -> None:
+    """Before the database and before the body: mallory learns nothing."""
+    alices = await service.create("alice")
+    before = checksum(sql, "alice")
+    alices_path = path.format(user_id="alice", id=alices["id"])
+    for options in ({"json": body}, {"content": b"not json"}):
+        answer = await service.request(verb, alices_path, "mallory", **options)
+        assert answer.status_code == 403
+        assert answer.json() == {"error": "You can only access your own tasks"}
+        assert service.wire.round_trips == 0
+    nobodys = await service.request(verb, path.format(user_id="nobody", id=5), "mallory")
+    assert nobodys.content == answer.content
+    assert checksum(sql, "alice") == before
+
+
+@pytest.mark.parametrize(
+    "user_id", ["%2F", "a%2Fb", "..", "%2e%2e", ";", "%00", "%0d%0aX-A:%20b", "alice%00", "ALICE", "alice%20"]
+)
+async def test_odd_user_id_is_forbidden_or_not_found(service: Service, user_id: str) -> None:
+    response = await service.request("GET", f"/api/{user_id}/tasks", "alice")
+    assert response.status_code in {403, 404}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("X-Forwarded-User", "X-User-ID", "X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Host"),
+        *("X-HTTP-Method-Override", "X-Forwarded-For", "Forwarded"),
+    ],
+)
+async def test_headers_do_not_change_who_or_what(service: Service, header: str) -> None:
+    task = await service.create("alice")
+    headers = {header: "/api/alice/tasks" if "URL" in header else "alice", "Host": "x/api/alice"}
+    response = await service.request("GET", "/api/tasks", "mallory", headers=headers)
+    assert (response.status_code, response.json()) == (200, [])
+    assert (await service.request("GET", f"/api/tasks/{task['id']}", "alice")).json() == task
+
+
+async def test_owner_in_a_body_is_ignored(service: Service, sql: psycopg.Connection) -> None:
+    body = {"title": "x", "user_id": "alice", "id": 5, "created_at": "1999-01-01T00:00:00Z"}
+    created = (await service.request("POST", "/api/tasks", "mallory", json=body)).json()
+    path = f"/api/tasks/{created['id']}"
+    changed = (await service.request("PUT", path, "mallory", json={**body, "title": "y"})).json()
+    assert changed["user_id"] == created["user_id"] == "mallory"
+    assert changed["created_at"] == created["created_at"] > "2026"
+    assert sql.execute("SELECT user_id, id FROM tasks").fetchall() == [("mallory", created["id"])]
+
+
+OWNER_PREDICATE = re.compile(rb"tasks\.user_id = (\$\d+::VARCHAR)")
+
+
+def without_owner_predicate(statement: Statement) -> Statement:
+    """Forget the first lock: the statement that a careless change would leave."""
+    sql = OWNER_PREDICATE.sub(rb"\1 IS NOT NULL", statement.sql)
+    return replace(statement, name=b"careless_" + statement.name, sql=sql)
+
+
+@pytest.mark.parametrize(("verb", "path", "body"), TWO_USER_CASES)
+@pytest.mark.parametrize("row_security", [True, False])
+async def test_row_security_holds_where_a_statement_forgets_the_owner(
+    database_url: str,
+    short_folder: Path,
+    sql: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    path: str,
+    body: dict[str, Any] | None,
+    row_security: bool,
+) -> None:
+    """With the second lock nothing leaks; without it the same statement leaks, so the test bites."""
+    run = Database.run
+    stripped = []
+
+    async def run_careless(
+        self: Database, owner: str, statement: Statement, values: dict[str, object]
+    ) -> list[bytes]:
+        careless = without_owner_predicate(statement)
+        stripped.append(careless.sql != statement.sql)
+        return await run(self, owner, careless, values)
+
+    async with running_service(database_url, short_folder, row_security=row_security) as service:
+        alices = await service.create("alice", title="secret")
+        before = checksum(sql, "alice")
+        monkeypatch.setattr(Database, "run", run_careless)
+        own_path = path.format(user_id="mallory", id=alices["id"])
+        answer = await service.request(verb, own_path, "mallory", json=body)
+    leaked = "secret" in answer.text or checksum(sql, "alice") != before
+    if verb == "POST":
+        assert answer.json()["user_id"] == "mallory"
+        assert stripped == [False]
+        return
+    assert stripped == [True]
+    assert leaked is not row_security
+    if row_security:
+        assert answer.status_code == (404 if "{id}" in path else 200)
+
+
+async def test_every_statement_names_the_owner() -> None:
+    every = [
+        statements.get_task(),
+        statements.toggle_task(),
+        statements.remove_task(),
+        *(statements.change_task(frozenset({name})) for name in statements.WRITABLE),
+        *(
+            statements.list_tasks(status, sort, order)
+            for status in ("complete", "incomplete", None)
+            for sort in ("created", "updated", "title", "due_date", "priority")
+            for order in ("asc", "desc", None)
+        ),
+    ]
+    for statement in every:
+        assert len(OWNER_PREDICATE.findall(statement.sql)) == 1
+        assert b" OR tasks.user_id" not in statement.sql
+    assert b"INSERT INTO tasks (user_id" in statements.add_task().sql
+    assert statements.add_task().parameters[0] == "owner"

@@ -1,0 +1,397 @@
+"""The pipeline and the pool, against a server that fails in every way."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from support.service import settings
+from support.wire import Wire
+from todo_api.database import database as database_module
+from todo_api.database.database import Database
+from todo_api.database.statement import Statement, encode
+from todo_api.errors import (
+    ApiError,
+    DatabaseBusy,
+    DatabaseUnreachable,
+    InternalError,
+    ServiceUnavailable,
+    StartupError,
+    StatementTimeout,
+)
+
+ECHO = Statement(b"echo", b"SELECT $1::text", ("text",), writes=False)
+SLEEP = Statement(b"sleep", b"SELECT pg_sleep($1)::text", ("seconds",), writes=False)
+WHO = Statement(
+    b"who",
+    b"SELECT json_build_object('role', current_user, 'owner', current_setting('app.user_id', true))",
+    (),
+    writes=False,
+)
+PID = Statement(b"pid", b"SELECT pg_backend_pid()::text", (), writes=False)
+
+
+@asynccontextmanager
+async def opened(url: str, **values: Any) -> AsyncIterator[Database]:
+    database = Database(url, settings(**values))
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with opened(database_url, pool_size=2, pool_timeout=0.2, statement_timeout=0.3) as it:
+        yield it
+
+
+async def echo(database: Database, text: str = "hello") -> bytes:
+    (row,) = await database.run("alice", ECHO, {"text": text})
+    return row
+
+
+async def test_owner_and_role_hold_for_the_statement_alone(
+    database: Database, sql: psycopg.Connection
+) -> None:
+    (row,) = await database.run("alice", WHO, {})
+    assert row == b'{"role" : "todo_member", "owner" : "alice"}'
+    (row,) = await database._attempt([(WHO, [])])
+    assert row == b'{"role" : "postgres", "owner" : ""}'
+
+
+async def test_first_use_of_a_statement_is_one_round_trip_too(
+    database_url: str, short_folder: Path
+) -> None:
+    async with Wire(database_url, short_folder) as wire, opened(wire.url) as database:
+        for text in ("first", "second"):
+            wire.reset()
+            assert await echo(database, text) == text.encode()
+            assert (wire.round_trips, wire.connections) == (1, 0)
+
+
+@pytest.mark.parametrize("row_security", [True, False])
+@pytest.mark.parametrize("prepared_statements", [True, False])
+async def test_without_prepared_statements_or_row_security(
+    database_url: str, short_folder: Path, row_security: bool, prepared_statements: bool
+) -> None:
+    async with (
+        Wire(database_url, short_folder) as wire,
+        opened(
+            wire.url, row_security=row_security, prepared_statements=prepared_statements
+        ) as database,
+    ):
+        wire.reset()
+        for text in ("a", "b"):
+            assert await echo(database, text) == text.encode()
+        assert wire.round_trips == 2
+        with pytest.raises(StatementTimeout):
+            async with opened(wire.url, row_security=row_security, statement_timeout=0.1) as short:
+                await short.run("alice", SLEEP, {"seconds": 5})
+
+
+async def test_value_larger_than_the_sockets_buffer(database: Database) -> None:
+    """What the socket does not take at once is sent when it takes more."""
+    text = "x" * 8_000_000
+    assert await echo(database, text) == text.encode()
+    assert await echo(database) == b"hello"
+
+
+async def test_concurrent_statements_share_the_pool(database: Database) -> None:
+    texts = [str(number) for number in range(200)]
+    rows = await asyncio.gather(*(echo(database, text) for text in texts))
+    assert rows == [text.encode() for text in texts]
+    assert len(database._open) <= 2
+
+
+async def test_error_leaves_the_connection_usable(database: Database) -> None:
+    wrong = Statement(b"wrong", b"SELECT 1 / $1::int", ("divisor",), writes=True)
+    for _ in range(3):
+        with pytest.raises(InternalError):
+            await database.run("alice", wrong, {"divisor": 0})
+        assert await echo(database) == b"hello"
+    assert len(database._open) == 1
+
+
+async def test_statement_timeout_is_said_by_the_server(database: Database) -> None:
+    with pytest.raises(StatementTimeout):
+        await database.run("alice", SLEEP, {"seconds": 5})
+    assert await echo(database) == b"hello"
+    assert len(database._open) == 1
+
+
+async def test_no_free_connection_in_time_is_busy(database: Database) -> None:
+    slow = [asyncio.create_task(database.run("alice", SLEEP, {"seconds": 0.29})) for _ in range(2)]
+    await until(lambda: len(database._open) == 2 and database._slots.locked())
+    with pytest.raises(DatabaseBusy):
+        await echo(database)
+    await asyncio.gather(*slow)
+    assert await echo(database) == b"hello"
+
+
+async def test_cancelled_request_keeps_its_connection_until_the_server_is_done(
+    database: Database,
+) -> None:
+    """The next owner must not meet the answer, or the role, of the one before."""
+    for seconds in (0.0, 0.01, 0.05):
+        task = asyncio.create_task(database.run("mallory", SLEEP, {"seconds": seconds}))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        (row,) = await database.run("alice", WHO, {})
+        assert row == b'{"role" : "todo_member", "owner" : "alice"}'
+    await until(lambda: len(database._idle) == len(database._open))
+    assert database._slots._value == 2
+
+
+async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
+    database_url: str,
+) -> None:
+    async with opened(database_url, pool_size=1) as database:
+        busy = asyncio.create_task(database.run("alice", SLEEP, {"seconds": 0.2}))
+        await until(database._slots.locked)
+        waiting = asyncio.create_task(echo(database))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await busy
+        for connection in list(database._open):
+            connection.close()
+        connecting = asyncio.create_task(echo(database))
+        await asyncio.sleep(0)
+        connecting.cancel()
+        await asyncio.gather(waiting, connecting, return_exceptions=True)
+        assert await echo(database) == b"hello"
+        assert database._slots._value == 1
+
+
+async def test_idle_connections_that_were_killed_are_replaced_unseen(
+    database: Database, sql: psycopg.Connection
+) -> None:
+    write = Statement(b"write", b"SELECT 'written'", (), writes=True)
+    await asyncio.gather(*(echo(database) for _ in range(5)))
+    for wait in (True, False):
+        killed = terminate_all(sql)
+        assert killed
+        if wait:
+            await until(lambda: not database._open)
+        assert await database.run("alice", write, {}) == [b"written"]
+
+
+async def test_read_killed_in_flight_is_tried_again(
+    database: Database, sql: psycopg.Connection
+) -> None:
+    task = asyncio.create_task(database.run("alice", SLEEP, {"seconds": 0.1}))
+    await until(lambda: terminate_all(sql, "%pg_sleep%"))
+    assert await task == [b""]
+
+
+async def test_write_killed_in_flight_is_tried_again_because_it_was_rolled_back(
+    database_url: str, sql: psycopg.Connection
+) -> None:
+    sql.execute("CREATE TABLE log (n int); GRANT ALL ON log TO todo_member")
+    write = Statement(
+        b"slow_write",
+        b"WITH slow AS (INSERT INTO log VALUES (1) RETURNING pg_sleep(0.2)) SELECT 'ok' FROM slow",
+        (),
+        writes=True,
+    )
+    async with opened(database_url) as database:
+        task = asyncio.create_task(database.run("alice", write, {}))
+        await until(lambda: terminate_all(sql, "%INSERT INTO log%"))
+        assert await task == [b"ok"]
+    assert sql.execute("SELECT count(*) FROM log").fetchone() == (1,)
+
+
+async def test_write_whose_answer_was_lost_is_not_repeated(
+    database_url: str, short_folder: Path, sql: psycopg.Connection
+) -> None:
+    """Cut after COMMIT, before the answer: the row is there, once, and the client hears 500."""
+    sql.execute("CREATE TABLE log (n int); GRANT ALL ON log TO todo_member")
+    write = Statement(
+        b"write", b"WITH w AS (INSERT INTO log VALUES (1)) SELECT 'ok'", (), writes=True
+    )
+    async with Wire(database_url, short_folder) as wire, opened(wire.url) as database:
+        wire.swallow_answers = True
+        with pytest.raises(DatabaseUnreachable):
+            await database.run("alice", write, {})
+        wire.swallow_answers = False
+        assert await echo(database) == b"hello"
+    assert sql.execute("SELECT count(*) FROM log").fetchone() == (1,)
+
+
+async def test_read_whose_answer_was_lost_is_tried_again(
+    database_url: str, short_folder: Path
+) -> None:
+    async with Wire(database_url, short_folder) as wire, opened(wire.url) as database:
+        wire.swallow_answers = True
+        task = asyncio.create_task(echo(database))
+        await until(lambda: wire.swallowed > 0)
+        wire.swallow_answers = False
+        assert await task == b"hello"
+
+
+async def test_frozen_server_is_given_up_in_time(database_url: str, short_folder: Path) -> None:
+    async with (
+        Wire(database_url, short_folder) as wire,
+        opened(wire.url, statement_timeout=0.1, pool_size=1) as database,
+    ):
+        wire.frozen = True
+        with pytest.raises(StatementTimeout):
+            await asyncio.wait_for(echo(database), 5)
+        wire.frozen = False
+        assert await echo(database) == b"hello"
+        assert database._slots._value == 1
+
+
+async def test_unreachable_server_is_said_after_a_bounded_retry(
+    database_url: str, short_folder: Path
+) -> None:
+    async with Wire(database_url, short_folder) as wire:
+        database = Database(wire.url, settings())
+        await database.open()
+    await until(lambda: not database._open)
+    assert await database.is_ready() is False
+    with pytest.raises(DatabaseUnreachable):
+        await asyncio.wait_for(echo(database), 5)
+    async with Wire(database_url, short_folder):
+        assert await echo(database) == b"hello"
+        assert await database.is_ready() is True
+    await database.close()
+
+
+async def test_readiness_asks_the_database_only_in_doubt(
+    database_url: str, short_folder: Path, sql: psycopg.Connection
+) -> None:
+    async with Wire(database_url, short_folder) as wire, opened(wire.url) as database:
+        wire.reset()
+        assert await database.is_ready()
+        assert wire.round_trips == 0
+        terminate_all(sql)
+        await until(lambda: not database._open)
+        assert await database.is_ready()
+        assert wire.connections == 1
+
+
+async def test_long_idle_connections_are_closed_and_leave_no_doubt(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.gather(*(echo(database) for _ in range(5)))
+    monkeypatch.setattr(database_module, "IDLE_LIMIT", 0.0)
+    database._sweep()
+    assert (database._open, database._idle) == (set(), [])
+    assert await database.is_ready()
+    assert not database._open
+
+
+async def test_lost_prepared_statements_are_prepared_again(
+    database: Database, sql: psycopg.Connection
+) -> None:
+    assert await echo(database) == b"hello"
+    await database._attempt([(Statement(b"d", b"DEALLOCATE ALL", (), writes=False), [])])
+    assert await echo(database) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "error"),
+    [
+        *[("40001", ServiceUnavailable), ("40P01", ServiceUnavailable), ("55P03", StatementTimeout)],
+        *[("53100", DatabaseBusy), ("53300", DatabaseBusy), ("25006", ServiceUnavailable)],
+        *[("57P03", DatabaseUnreachable), ("08006", DatabaseUnreachable), ("42501", InternalError)],
+        *[("22001", InternalError), ("XX000", InternalError)],
+    ],
+)
+async def test_sqlstate_has_its_answer(
+    database: Database, sqlstate: str, error: type[ApiError]
+) -> None:
+    code = f"DO $$ BEGIN RAISE EXCEPTION 'title' USING ERRCODE = '{sqlstate}'; END $$"
+    statement = Statement(f"raise_{sqlstate}".encode(), code.encode(), (), writes=True)
+    with pytest.raises(ApiError) as caught:
+        await database.run("alice", statement, {})
+    assert type(caught.value) is error
+    assert "title" not in str(caught.value)
+    assert await echo(database) == b"hello"
+
+
+async def test_start_is_refused_where_the_role_cannot_be_taken(
+    database_url: str, postgres: str, sql: psycopg.Connection
+) -> None:
+    sql.execute("DROP ROLE IF EXISTS guest")
+    sql.execute("CREATE ROLE guest LOGIN")
+    url = database_url.replace("postgres@", "guest@")
+    with pytest.raises(StartupError, match="ROW_SECURITY: .*GRANT todo_member"):
+        await Database(url, settings()).open()
+    sql.execute("GRANT todo_member TO guest WITH SET TRUE")
+    async with opened(url) as database:
+        assert await echo(database) == b"hello"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE tasks DISABLE ROW LEVEL SECURITY",
+        "DROP POLICY tasks_owner ON tasks",
+        "CREATE POLICY everything ON tasks USING (true)",
+    ],
+)
+async def test_start_is_refused_where_row_security_was_loosened(
+    database_url: str, sql: psycopg.Connection, change: str
+) -> None:
+    sql.execute(change)  # type: ignore[call-overload]
+    with pytest.raises(StartupError, match="ROW_SECURITY: "):
+        await Database(database_url, settings()).open()
+    async with opened(database_url, row_security=False) as database:
+        assert await echo(database) == b"hello"
+
+
+async def test_start_is_refused_without_a_schema(empty_database_url: str) -> None:
+    with pytest.raises(StartupError, match="the schema is missing; run `todo-api migrate`"):
+        await Database(empty_database_url, settings()).open()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://u:hunter2@127.0.0.1:1/x", "DATABASE_URL: Connection refused"),
+        ("postgresql://u:hunter2@nowhere.invalid/x", "DATABASE_URL: "),
+    ],
+)
+async def test_start_without_a_server_says_why_and_shows_no_address(
+    url: str, message: str
+) -> None:
+    with pytest.raises(StartupError) as caught:
+        await Database(url, settings()).open()
+    said = str(caught.value)
+    assert said.startswith(message)
+    for secret in ("hunter2", "127.0.0.1", "nowhere"):
+        assert secret not in said
+
+
+def test_nul_never_reaches_libpq() -> None:
+    """libpq reads a text value up to its NUL: alice\\0x would become alice."""
+    with pytest.raises(ValueError, match="NUL"):
+        encode("alice\0x")
+
+
+def terminate_all(sql: psycopg.Connection, query: str = "%") -> int:
+    """Kill the backends of the service that run, or last ran, such a query."""
+    killed = sql.execute(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE %s",
+        [query],
+    ).fetchone()
+    assert killed is not None
+    count: int = killed[0]
+    return count
+
+
+async def until(condition: Any) -> None:
+    """Wait for something that will happen; the test's own limit is ten seconds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
