@@ -1,0 +1,130 @@
+"""Settings: typed, checked at start, one line that names the variable and never its value."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from todo_api.errors import StartupError
+from todo_api.settings import Settings, origin_of, variables
+
+SECRET = "s" * 32
+DATABASE = "postgresql://u:hunter2@db.example/x"
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in variables():
+        monkeypatch.delenv(name, raising=False)
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Settings.load()
+
+
+def test_defaults_are_development_mode() -> None:
+    settings = Settings.load()
+    assert settings.development
+    assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
+    assert settings.data_dir == Path(".data")
+    assert settings.cors_origins == ("http://localhost:3000",)
+    assert settings.row_security is True
+    assert settings.auto_migrate is True
+    assert settings.jwks_url is None
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "NEON_DATABASE_URL", "NEON_DB_URL"])
+def test_database_url_has_three_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    settings = load(monkeypatch, BETTER_AUTH_SECRET=SECRET, **{name: DATABASE})
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == DATABASE
+    assert "hunter2" not in repr(settings)
+    assert SECRET not in repr(settings)
+
+
+def test_origins_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "https://a.example, http://localhost:3000/ ,https://b.example:443"
+    assert load(monkeypatch, FRONTEND_URL=given).cors_origins == (
+        *("https://a.example", "http://localhost:3000", "https://b.example"),
+    )
+    assert load(monkeypatch, CORS_ORIGINS="https://c.example").cors_origins == (
+        "https://c.example",
+    )
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path(".env").write_text("PORT=1\nWORKERS=5\nHOST=::1\n")
+    monkeypatch.setenv("PORT", "2")
+    monkeypatch.setenv("WORKERS", "6")
+    settings = Settings.load(port=3, host=None)
+    assert (settings.port, settings.workers, settings.host) == (3, 6, "::1")
+
+
+def test_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, DATABASE_URL="", BETTER_AUTH_SECRET="").development
+
+
+def test_published_keys_are_found_from_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, BETTER_AUTH_URL="https://app.example/")
+    assert settings.jwks_url == "https://app.example/api/auth/jwks"
+    assert not settings.development
+    settings = load(monkeypatch, BETTER_AUTH_JWKS_URL="https://keys.example/jwks")
+    assert settings.jwks_url == "https://keys.example/jwks"
+
+
+WRONG: list[tuple[str, dict[str, str]]] = [
+    ("DATABASE_URL", {"DATABASE_URL": "mysql://u:hunter2@db/x", "BETTER_AUTH_SECRET": SECRET}),
+    ("DATABASE_URL", {"NEON_DB_URL": "hunter2", "BETTER_AUTH_SECRET": SECRET}),
+    ("BETTER_AUTH_SECRET", {"BETTER_AUTH_SECRET": "hunter2" * 4}),
+    ("BETTER_AUTH_SECRET", {"BETTER_AUTH_SECRET": '{"keys": [{"kty": "hunter2", "x": "hunter2"}]}'}),
+    ("BETTER_AUTH_SECRET", {"BETTER_AUTH_SECRET": "-----BEGIN PUBLIC KEY-----\nhunter2hunter2"}),
+    ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "http://app.example/hunter2"}),
+    ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "https://u:hunter2@app.example"}),
+    ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "hunter2"}),
+    (
+        "BETTER_AUTH_JWKS_URL",
+        {"BETTER_AUTH_URL": "https://a.example", "BETTER_AUTH_JWKS_URL": "http://hunter2.example"},
+    ),
+    ("BETTER_AUTH_URL", {"BETTER_AUTH_JWKS_URL": "https://hunter2.example/jwks"}),
+    ("BETTER_AUTH_URL", {"DATABASE_URL": DATABASE}),
+    ("HOST", {"HOST": "0.0.0.0"}),  # noqa: S104
+    ("PORT", {"PORT": "hunter2"}),
+    ("PORT", {"PORT": "65536"}),
+    ("WORKERS", {"WORKERS": "0"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "*"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "https://a.example/hunter2"}),
+    ("CORS_ORIGINS", {"FRONTEND_URL": "hunter2"}),
+    ("LOG_LEVEL", {"LOG_LEVEL": "hunter2"}),
+    ("LOG_FORMAT", {"LOG_FORMAT": "hunter2"}),
+    ("ROW_SECURITY", {"ROW_SECURITY": "hunter2"}),
+    ("STATEMENT_TIMEOUT", {"STATEMENT_TIMEOUT": "0"}),
+]
+
+
+@pytest.mark.parametrize(("name", "environment"), WRONG)
+def test_wrong_value_is_one_line_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, environment: dict[str, Any]
+) -> None:
+    with pytest.raises(StartupError) as caught:
+        load(monkeypatch, **environment)
+    said = str(caught.value)
+    assert said.startswith(f"{name}: ")
+    assert "\n" not in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("address", "origin"),
+    [
+        ("https://App.Example/a/b?c", "https://app.example"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("https://app.example:443", "https://app.example"),
+        ("http://[::1]:80/", "http://[::1]"),
+    ],
+)
+def test_origin_is_spelled_as_a_browser_does(address: str, origin: str) -> None:
+    assert origin_of(address) == origin
