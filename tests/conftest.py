@@ -94,4 +94,4 @@ def at_database(url: str, name: str) -> str:
 
 def _execute(url: str, statement: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement)  # type: ignore[call-overload]  # names of our own
+        connection.execute(statement)

@@ -1,7 +1,7 @@
 """The one place where the parts meet."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI
@@ -56,7 +56,7 @@ def signing_keys(settings: Settings) -> Keys:
     )
 
 
-def _lifespan(database: Database) -> Callable[[FastAPI], object]:
+def _lifespan(database: Database) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await database.open()

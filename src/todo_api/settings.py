@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     shutdown_timeout: int = Field(default=25, ge=1, le=600)
 
     @classmethod
-    def load(cls, **overrides: Any) -> Self:  # noqa: ANN401  typed by the fields
+    def load(cls, **overrides: Any) -> Self:
         """Read the environment and `.env`; what is not None in `overrides` wins.
 
         Raises `StartupError` with one line for the first wrong variable.
@@ -204,5 +204,3 @@ def _variable(location: tuple[int | str, ...]) -> str:
 def _plain(message: str) -> str:
     """Drop pydantic's prefix from a message of ours."""
     return message.removeprefix("Value error, ")
-
-

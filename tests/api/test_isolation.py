@@ -8,12 +8,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from support import service as support
 from support.service import Service, running_service
 from todo_api.app import create_app
 from todo_api.database.database import Database
 from todo_api.database.statement import Statement
 from todo_api.tasks import statements
-from support import service as support
 
 PUBLIC = {"/health", "/livez", "/readyz"}
 
@@ -81,7 +81,8 @@ async def test_another_users_path_is_forbidden(
     alices = await service.create("alice")
     before = checksum(sql, "alice")
     alices_path = path.format(user_id="alice", id=alices["id"])
-    for options in ({"json": body}, {"content": b"not json"}):
+    sent: list[dict[str, Any]] = [{"json": body}, {"content": b"not json"}]
+    for options in sent:
         answer = await service.request(verb, alices_path, "mallory", **options)
         assert answer.status_code == 403
         assert answer.json() == {"error": "You can only access your own tasks"}
@@ -92,7 +93,8 @@ async def test_another_users_path_is_forbidden(
 
 
 @pytest.mark.parametrize(
-    "user_id", ["%2F", "a%2Fb", "..", "%2e%2e", ";", "%00", "%0d%0aX-A:%20b", "alice%00", "ALICE", "alice%20"]
+    "user_id",
+    ["%2F", "a%2Fb", "..", "%2e%2e", ";", "%00", "%0d%0aX-A:%20b", "alice%00", "ALICE", "alice%20"],
 )
 async def test_odd_user_id_is_forbidden_or_not_found(service: Service, user_id: str) -> None:
     response = await service.request("GET", f"/api/{user_id}/tasks", "alice")
@@ -145,7 +147,7 @@ async def test_row_security_holds_where_a_statement_forgets_the_owner(
     body: dict[str, Any] | None,
     row_security: bool,
 ) -> None:
-    """With the second lock nothing leaks; without it the same statement leaks, so the test bites."""
+    """With the second lock nothing leaks; without it the same statement does."""
     run = Database.run
     stripped = []
 

@@ -1,5 +1,6 @@
 """Filtering and sorting a list."""
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -8,18 +9,19 @@ import pytest
 
 from support.service import Service
 
-SORTS = {
+SORTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "created": ("desc", lambda task: task["created_at"]),
     "updated": ("desc", lambda task: task["updated_at"]),
     "title": ("asc", lambda task: task["title"].lower()),
     "due_date": ("asc", lambda task: task["due_date"]),
-    "priority": ("desc", lambda task: {None: None, "low": 1, "medium": 2, "high": 3}[task["priority"]]),
+    "priority": (
+        "desc",
+        lambda task: {None: None, "low": 1, "medium": 2, "high": 3}[task["priority"]],
+    ),
 }
 
 
-def expected(
-    tasks: list[dict[str, Any]], status: str, sort: str, order: str | None
-) -> list[int]:
+def expected(tasks: list[dict[str, Any]], status: str, sort: str, order: str | None) -> list[int]:
     """Return the ids in the order that the contract describes."""
     default, key = SORTS[sort]
     wanted = {"pending": "incomplete", "completed": "complete"}.get(status, status)
@@ -36,7 +38,9 @@ def expected(
 async def tasks(service: Service, sql: psycopg.Connection) -> list[dict[str, Any]]:
     """Tasks with ties and gaps in every key, and another user's between them."""
     made = []
-    values = product(["b", "A", "ä"], [None, "low", "high", "medium"], [None, "2026-05-01", "1999-01-01"])
+    values = product(
+        ["b", "A", "ä"], [None, "low", "high", "medium"], [None, "2026-05-01", "1999-01-01"]
+    )
     for number, (title, priority, due_date) in enumerate(values):
         status = "complete" if number % 3 == 0 else "incomplete"
         made.append(
@@ -83,17 +87,35 @@ async def test_every_combination_is_a_total_order(
             )
             for value in ("", "id", "user_id", "title;DROP", "(select+1)", "Title")
         ),
-        *((f"order={value}", "Invalid order value. Must be asc or desc") for value in ("", "ASC", "up")),
+        *(
+            (f"order={value}", "Invalid order value. Must be asc or desc")
+            for value in ("", "ASC", "up")
+        ),
         *(
             (name, "Unknown query parameter. Allowed are status, sort and order")
-            for name in ("limit=1", "user_id=bob", "status[]=all", "Status=all", "x", "=", "q=%25", "%00=1")
+            for name in (
+                "limit=1",
+                "user_id=bob",
+                "status[]=all",
+                "Status=all",
+                "x",
+                "=",
+                "q=%25",
+                "%00=1",
+            )
         ),
         ("status=all&status=all", "The query parameter status must be given at most once"),
         ("sort=title&order=asc&sort=title", "The query parameter sort must be given at most once"),
     ],
 )
 async def test_wrong_parameter_is_refused(service: Service, query: str, message: str) -> None:
-    response = await service.request("GET", f"/api/tasks?{query}".encode("utf-8", "surrogatepass").decode("latin-1") if "\ud800" in query else f"/api/tasks?{query}", "alice")
+    response = await service.request(
+        "GET",
+        f"/api/tasks?{query}".encode("utf-8", "surrogatepass").decode("latin-1")
+        if "\ud800" in query
+        else f"/api/tasks?{query}",
+        "alice",
+    )
     assert (response.status_code, response.json()) == (400, {"error": message})
 
 

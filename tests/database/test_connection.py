@@ -28,7 +28,8 @@ ECHO = Statement(b"echo", b"SELECT $1::text", ("text",), writes=False)
 SLEEP = Statement(b"sleep", b"SELECT pg_sleep($1)::text", ("seconds",), writes=False)
 WHO = Statement(
     b"who",
-    b"SELECT json_build_object('role', current_user, 'owner', current_setting('app.user_id', true))",
+    b"SELECT json_build_object('role', current_user,"
+    b" 'owner', current_setting('app.user_id', true))",
     (),
     writes=False,
 )
@@ -57,7 +58,7 @@ async def echo(database: Database, text: str = "hello") -> bytes:
 
 
 async def test_owner_and_role_hold_for_the_statement_alone(
-    database: Database, sql: psycopg.Connection
+    database: Database,
 ) -> None:
     (row,) = await database.run("alice", WHO, {})
     assert row == b'{"role" : "todo_member", "owner" : "alice"}'
@@ -290,7 +291,7 @@ async def test_long_idle_connections_are_closed_and_leave_no_doubt(
 
 
 async def test_lost_prepared_statements_are_prepared_again(
-    database: Database, sql: psycopg.Connection
+    database: Database,
 ) -> None:
     assert await echo(database) == b"hello"
     await database._attempt([(Statement(b"d", b"DEALLOCATE ALL", (), writes=False), [])])
@@ -300,7 +301,11 @@ async def test_lost_prepared_statements_are_prepared_again(
 @pytest.mark.parametrize(
     ("sqlstate", "error"),
     [
-        *[("40001", ServiceUnavailable), ("40P01", ServiceUnavailable), ("55P03", StatementTimeout)],
+        *[
+            ("40001", ServiceUnavailable),
+            ("40P01", ServiceUnavailable),
+            ("55P03", StatementTimeout),
+        ],
         *[("53100", DatabaseBusy), ("53300", DatabaseBusy), ("25006", ServiceUnavailable)],
         *[("57P03", DatabaseUnreachable), ("08006", DatabaseUnreachable), ("42501", InternalError)],
         *[("22001", InternalError), ("XX000", InternalError)],
@@ -319,12 +324,12 @@ async def test_sqlstate_has_its_answer(
 
 
 async def test_start_is_refused_where_the_role_cannot_be_taken(
-    database_url: str, postgres: str, sql: psycopg.Connection
+    database_url: str, sql: psycopg.Connection
 ) -> None:
     sql.execute("DROP ROLE IF EXISTS guest")
     sql.execute("CREATE ROLE guest LOGIN")
     url = database_url.replace("postgres@", "guest@")
-    with pytest.raises(StartupError, match="ROW_SECURITY: .*GRANT todo_member"):
+    with pytest.raises(StartupError, match=r"ROW_SECURITY: .*GRANT todo_member"):
         await Database(url, settings()).open()
     sql.execute("GRANT todo_member TO guest WITH SET TRUE")
     async with opened(url) as database:
@@ -342,7 +347,7 @@ async def test_start_is_refused_where_the_role_cannot_be_taken(
 async def test_start_is_refused_where_row_security_was_loosened(
     database_url: str, sql: psycopg.Connection, change: str
 ) -> None:
-    sql.execute(change)  # type: ignore[call-overload]
+    sql.execute(change)
     with pytest.raises(StartupError, match="ROW_SECURITY: "):
         await Database(database_url, settings()).open()
     async with opened(database_url, row_security=False) as database:
@@ -361,9 +366,7 @@ async def test_start_is_refused_without_a_schema(empty_database_url: str) -> Non
         ("postgresql://u:hunter2@nowhere.invalid/x", "DATABASE_URL: "),
     ],
 )
-async def test_start_without_a_server_says_why_and_shows_no_address(
-    url: str, message: str
-) -> None:
+async def test_start_without_a_server_says_why_and_shows_no_address(url: str, message: str) -> None:
     with pytest.raises(StartupError) as caught:
         await Database(url, settings()).open()
     said = str(caught.value)

@@ -69,7 +69,7 @@ def has_ended(process: psutil.Process) -> bool:
 class User:
     """A program that uses the server until its input ends, or it is killed."""
 
-    def __init__(self, folder: Path, python: str = sys.executable, **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, folder: Path, python: str = sys.executable, **options: Any) -> None:
         self.folder = folder
         command = [python, "-c", PROGRAM, str(folder)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -101,7 +101,7 @@ def folder(tmp_path: Path) -> Path:
 def user(folder: Path) -> Iterator[Callable[..., User]]:
     started: list[User] = []
 
-    def start(where: Path = folder, **options: Any) -> User:  # noqa: ANN401
+    def start(where: Path = folder, **options: Any) -> User:
         started.append(User(where, **options))
         return started[-1]
 

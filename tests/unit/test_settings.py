@@ -80,7 +80,10 @@ WRONG: list[tuple[str, dict[str, str]]] = [
     ("DATABASE_URL", {"DATABASE_URL": "mysql://u:hunter2@db/x", "BETTER_AUTH_SECRET": SECRET}),
     ("DATABASE_URL", {"NEON_DB_URL": "hunter2", "BETTER_AUTH_SECRET": SECRET}),
     ("BETTER_AUTH_SECRET", {"BETTER_AUTH_SECRET": "hunter2" * 4}),
-    ("BETTER_AUTH_SECRET", {"BETTER_AUTH_SECRET": '{"keys": [{"kty": "hunter2", "x": "hunter2"}]}'}),
+    (
+        "BETTER_AUTH_SECRET",
+        {"BETTER_AUTH_SECRET": '{"keys": [{"kty": "hunter2", "x": "hunter2"}]}'},
+    ),
     ("BETTER_AUTH_SECRET", {"BETTER_AUTH_SECRET": "-----BEGIN PUBLIC KEY-----\nhunter2hunter2"}),
     ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "http://app.example/hunter2"}),
     ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "https://u:hunter2@app.example"}),

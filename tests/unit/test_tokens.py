@@ -211,7 +211,8 @@ def test_other_times_must_be_numbers(name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "sub", [None, "", " ", "\u3000", 1, ["alice"], {}, True, "a\0b", "a\nb", "\x7f", "\x85", "x" * 256]
+    "sub",
+    [None, "", " ", "\u3000", 1, ["alice"], {}, True, "a\0b", "a\nb", "\x7f", "\x85", "x" * 256],
 )
 def test_subject_must_be_a_plain_string(sub: object) -> None:
     assert refuse(shared({**CLAIMS, "sub": sub})) == "sub"
@@ -230,7 +231,14 @@ def test_subject_is_taken_as_it_is(sub: str) -> None:
 
 @pytest.mark.parametrize(
     "iss",
-    [None, "", "https://app.example/", "https://app.exampl", "https://evil.example", [ISSUED["iss"]]],
+    [
+        None,
+        "",
+        "https://app.example/",
+        "https://app.exampl",
+        "https://evil.example",
+        [ISSUED["iss"]],
+    ],
 )
 def test_issuer_must_match(iss: object) -> None:
     assert refuse(published({**ISSUED, "iss": iss}), PUBLISHED) == "iss"

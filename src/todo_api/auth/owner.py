@@ -71,8 +71,9 @@ def _bearer_token(scope: Scope) -> str:
         raise Unauthorized
     if len(values) > 1:
         raise InvalidToken("more than one Authorization header")
-    scheme, _, token = values[0].decode("latin-1").partition(" ")
-    token = token.strip(" ")
+    value: bytes = values[0]
+    scheme, _, rest = value.decode("latin-1").partition(" ")
+    token = rest.strip(" ")
     if scheme.lower() != "bearer" or not token:
         raise Unauthorized
     return token

@@ -206,7 +206,7 @@ def _find_key(algorithm: str, key_id: str | None, keys: Keys) -> tuple[Key, Expe
         raise KeysUnavailable
     if key_id is None and len(keys.published) == 1:
         (key,) = keys.published.values()
-    elif key_id in keys.published:
+    elif key_id is not None and key_id in keys.published:
         key = keys.published[key_id]
     else:
         raise UnknownKey("kid")

@@ -1,6 +1,7 @@
 """The database's address: as Neon's console gives it, as libpq takes it, and never in a log."""
 
 import re
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -41,8 +42,8 @@ def conninfo(url: str) -> str:
     Raises `StartupError` where libpq cannot read it.
     """
     try:
-        given = conninfo_to_dict(libpq_url(url))
-        return make_conninfo(**{**DEFAULTS, **given})
+        given: dict[str, Any] = conninfo_to_dict(libpq_url(url))
+        return make_conninfo("", **{**DEFAULTS, **given})
     except psycopg.ProgrammingError:  # its message shows the URL
         raise StartupError("DATABASE_URL: is not a PostgreSQL URL that libpq can read") from None
 

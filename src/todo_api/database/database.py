@@ -93,9 +93,7 @@ class Database:
         for connection in list(self._open):
             connection.close()
 
-    async def run(
-        self, owner: str, statement: Statement, values: Mapping[str, object]
-    ) -> Rows:
+    async def run(self, owner: str, statement: Statement, values: Mapping[str, object]) -> Rows:
         """Run a statement as `owner` and return its rows, each one JSON text.
 
         One round trip. Atomic. Tried once more where that is safe: a read whose connection broke,

@@ -30,7 +30,9 @@ def take_owner(statement_timeout: float, lock_timeout: float) -> Statement:
         "statement_timeout": f"{statement_timeout * 1000:.0f}",
         "lock_timeout": f"{lock_timeout * 1000:.0f}",
     }
-    constant = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+    constant = ", ".join(
+        f"set_config('{name}', '{value}', true)" for name, value in settings.items()
+    )
     sql = f"SELECT {constant}, set_config('{OWNER_SETTING}', $1, true)"
     return Statement(b"take_owner", sql.encode(), ("owner",), writes=False)
 

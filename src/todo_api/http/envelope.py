@@ -51,4 +51,3 @@ def _request_id(scope: Scope) -> bytes:
     if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
         return bytes(sent[0])
     return secrets.token_hex(16).encode()
-

@@ -4,7 +4,6 @@ import logging
 import sys
 
 import structlog
-from structlog.typing import Processor
 
 from todo_api.settings import Settings
 
@@ -12,12 +11,12 @@ from todo_api.settings import Settings
 def configure_logging(settings: Settings) -> None:
     """Send the program's log, and that of its libraries, to standard error."""
     log_format = settings.log_format or ("console" if sys.stderr.isatty() else "json")
-    shared: list[Processor] = [
+    shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     # Never the local variables of a frame: they hold tokens and titles.
-    rendered: list[Processor] = (
+    rendered: list[structlog.typing.Processor] = (
         [
             structlog.dev.ConsoleRenderer(
                 exception_formatter=structlog.dev.plain_traceback, colors=sys.stderr.isatty()

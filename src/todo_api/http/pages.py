@@ -12,13 +12,13 @@ from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.responses import FileResponse, HTMLResponse, Response
 
 from todo_api.errors import ServiceUnavailable
 from todo_api.http.answers import json_answer
 
-ASSETS = "/docs/assets"
+ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+"""Swagger UI's files, as the package fastapi-offline carries them."""
 
 
 class Health(BaseModel):
@@ -67,7 +67,15 @@ def add_documents(app: FastAPI) -> None:
 
     app.add_route("/openapi.json", openapi, include_in_schema=False)
     app.add_route("/docs", docs, include_in_schema=False)
-    app.mount(ASSETS, StaticFiles(directory=_assets()))
+    for file in ASSETS:
+        app.add_route(f"/docs/{file}", _asset(_folder() / file), include_in_schema=False)
+
+
+def _asset(path: Path) -> Callable[[Request], Awaitable[Response]]:
+    async def asset(_: Request) -> Response:
+        return FileResponse(path)
+
+    return asset
 
 
 def _documentation_page(title: str) -> tuple[bytes, str]:
@@ -76,9 +84,9 @@ def _documentation_page(title: str) -> tuple[bytes, str]:
         get_swagger_ui_html(
             openapi_url="/openapi.json",
             title=title,
-            swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
-            swagger_css_url=f"{ASSETS}/swagger-ui.css",
-            swagger_favicon_url=f"{ASSETS}/favicon.png",
+            swagger_js_url="/docs/swagger-ui-bundle.js",
+            swagger_css_url="/docs/swagger-ui.css",
+            swagger_favicon_url="/docs/favicon.png",
         ).body
     )
     script = search(rb"<script>(.*?)</script>", page, DOTALL)
@@ -93,7 +101,7 @@ def _documentation_page(title: str) -> tuple[bytes, str]:
     return page, policy
 
 
-def _assets() -> Path:
+def _folder() -> Path:
     """Return the folder of Swagger UI's files, without importing the package that carries them."""
     package = find_spec("fastapi_offline")
     if package is None or package.origin is None:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
-from todo_api.errors import MethodNotAllowed
+from todo_api.errors import MethodNotAllowed, NotFound
 
 
 class _Path:
@@ -44,17 +44,12 @@ class PathTable(BaseRoute):
         self._paths = list(paths.values())
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Find the path."""
-        if scope["type"] == "http":
-            for path in self._paths:
-                match = path.regex.match(scope["path"])
-                if match:
-                    return Match.FULL, {"path_params": match.groupdict(), "path_entry": path}
-        return Match.NONE, {}
+        """Take every request: what no path fits is not found."""
+        return (Match.FULL if scope["type"] == "http" else Match.NONE), {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the verb."""
-        path: _Path = scope["path_entry"]
+        """Find the path, and serve the verb."""
+        path, scope["path_params"] = self._find(scope["path"])
         route = path.routes.get(scope["method"])
         if route is not None:
             scope["route"] = route
@@ -64,3 +59,12 @@ class PathTable(BaseRoute):
             await answer(scope, receive, send)
         else:
             raise MethodNotAllowed(path.allow)
+
+    def _find(self, requested: str) -> tuple[_Path, dict[str, str]]:
+        """Find a path and its parameters. Dot segments fit none: no client sends them as an id."""
+        if "/./" not in requested and "/../" not in requested:
+            for path in self._paths:
+                match = path.regex.match(requested)
+                if match:
+                    return path, match.groupdict()
+        raise NotFound

@@ -27,7 +27,7 @@ class User(SQLModel, table=True):
     id: str = Field(primary_key=True, sa_type=Text)
     email: str | None = Field(default=None, sa_type=Text)
     created_at: datetime = Field(
-        sa_type=DateTime(timezone=True),  # type: ignore[call-overload]  # SQLModel types it as a class
+        sa_type=DateTime(timezone=True),
         sa_column_kwargs={"server_default": sql("now()")},
     )
 
@@ -66,12 +66,12 @@ class Task(SQLModel, table=True):
     description: str | None = Field(default=None, sa_type=Text)
     status: str = Field(sa_type=Text, sa_column_kwargs={"server_default": sql("'incomplete'")})
     priority: str | None = Field(default=None, sa_type=Text)
-    due_date: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))  # type: ignore[call-overload]
+    due_date: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     created_at: datetime = Field(
-        sa_type=DateTime(timezone=True),  # type: ignore[call-overload]
+        sa_type=DateTime(timezone=True),
         sa_column_kwargs={"server_default": sql("now()")},
     )
     updated_at: datetime = Field(
-        sa_type=DateTime(timezone=True),  # type: ignore[call-overload]
+        sa_type=DateTime(timezone=True),
         sa_column_kwargs={"server_default": sql("now()")},
     )

@@ -8,7 +8,16 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal
 
-from sqlalchemy import BigInteger, CTE, DateTime, Text, bindparam, literal_column, or_
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Text,
+    bindparam,
+    literal_column,
+    or_,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import case, col, delete, func, select, update
 
@@ -30,8 +39,8 @@ _NEW: dict[str, Any] = {
     for name in WRITABLE
 }
 _ITS_OWN = col(Task.user_id) == _OWNER
-_COMPLETE = literal_column("'complete'")
-_INCOMPLETE = literal_column("'incomplete'")
+_COMPLETE: ColumnElement[str] = literal_column("'complete'")
+_INCOMPLETE: ColumnElement[str] = literal_column("'incomplete'")
 
 # Strictly later than the version it replaces, whatever the clock does. now() would be the
 # transaction's start, which may lie before the write that this one overwrites.
@@ -40,9 +49,9 @@ _NEXT_UPDATE = func.greatest(
 )
 
 
-def _utc(timestamp: Any) -> Any:  # noqa: ANN401  SQLModel types a column by its Python value
+def _utc(timestamp: Any) -> Any:
     """Show a timestamp as `2026-11-21T12:34:56.123456Z`."""
-    form = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
+    form: ColumnElement[str] = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
     return func.to_char(func.timezone(literal_column("'UTC'"), timestamp), form).label(
         timestamp.key
     )
@@ -77,7 +86,7 @@ _SORT_KEYS: dict[Sort, tuple[Any, Order]] = {
 _MAY_BE_NULL = {"due_date", "priority"}
 
 
-def _as_json(rows: Any) -> Any:  # noqa: ANN401
+def _as_json(rows: Any) -> Any:
     """Select each row of a subquery or CTE as JSON text."""
     return select(func.row_to_json(rows.table_valued()))
 
@@ -143,7 +152,7 @@ def _update(values: dict[str, Any]) -> CTE:
     return changed.returning(*_SHOWN).cte("task")
 
 
-def _column(name: str) -> Any:  # noqa: ANN401
+def _column(name: str) -> Any:
     return col(getattr(Task, name))
 
 

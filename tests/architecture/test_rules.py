@@ -1,0 +1,147 @@
+"""The rules of the design, as tests: what is only written down drifts."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from todo_api.app import create_app
+from todo_api.auth.owner import PrivateRoute
+from todo_api.settings import Settings, variables
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "todo_api"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+LAYERS: dict[str, set[str]] = {
+    "errors": set(),
+    "settings": {"errors"},
+    "database": {"settings", "errors"},
+    "auth": {"database", "settings", "errors"},
+    "http": {"auth", "settings", "errors"},
+    "tasks": {"http", "auth", "database", "settings", "errors"},
+    "app": {"tasks", "http", "auth", "database", "settings", "errors"},
+    "development": {"auth", "settings", "errors"},
+    "server": {"app", "http", "database", "settings", "errors"},
+    "cli": {"server", "app", "development", "http", "database", "settings", "errors"},
+}
+"""What each part may import of ours, beside itself."""
+
+
+def part(module: Path) -> str:
+    return module.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(module: Path) -> set[str]:
+    """Return every module that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in {module}"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_dependencies_point_one_way(module: Path) -> None:
+    name = part(module)
+    if name in {"__init__", "__main__"}:
+        return
+    ours = {each.split(".")[1] for each in imports(module) if each.startswith("todo_api.")}
+    assert ours - {name} <= LAYERS[name]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_routes_schemas_and_auth_know_no_database(module: Path) -> None:
+    if part(module) != "auth" and module.stem not in {"routes", "schemas"}:
+        return
+    for name in imports(module):
+        assert name.split(".")[0] not in {"sqlalchemy", "sqlmodel", "psycopg"}
+        assert not name.startswith("todo_api.database")
+
+
+SQL = re.compile(r"\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|set_config)\b")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_sql_lives_in_its_places(module: Path) -> None:
+    """Statements on tables in `tasks/statements.py` and migrations; locks and pings in database."""
+    if part(module) == "database" or module.name == "statements.py":
+        return
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not SQL.search(node.value), f"{module.name}:{node.lineno}"
+    built = {"insert", "update", "delete", "select", "text"}
+    assert not {name.rpartition(".")[2] for name in imports(module) if "sql" in name} & built - {
+        "text"
+    }
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_only_auth_makes_an_owner(module: Path) -> None:
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            assert name != "Owner" or module == SOURCE / "auth" / "owner.py"
+
+
+def test_every_route_of_the_api_is_private() -> None:
+    app = create_app(Settings.model_construct(), "postgresql://")
+    public = {"/health", "/livez", "/readyz"}
+    private = {route.path for route in app.routes if isinstance(route, PrivateRoute)}
+    assert set(app.openapi()["paths"]) == private | public
+    assert {path for path in app.openapi()["paths"] if path.startswith("/api/")} == private
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_settings_are_passed_in(module: Path) -> None:
+    """Nothing but settings reads the environment, and nothing at import."""
+    text = module.read_text()
+    assert "os.environ" not in text
+    assert "getenv" not in text
+
+
+def test_every_setting_is_in_the_example() -> None:
+    example = (ROOT / ".env.example").read_text()
+    listed = re.findall(r"^#?\s?([A-Z][A-Z_]+)=", example, re.MULTILINE)
+    assert sorted(listed) == sorted(variables())
+    assert len(set(listed)) == len(listed)
+
+
+def test_example_shows_the_defaults() -> None:
+    example = (ROOT / ".env.example").read_text()
+    shown = dict(re.findall(r"^# ([A-Z][A-Z_]+)=(\S*)", example, re.MULTILINE))
+    for name, default in variables().items():
+        if isinstance(default, bool):
+            assert shown[name] == ("on" if default else "off"), name
+        elif default is not None and not isinstance(default, tuple):
+            assert shown[name] == str(default), name
+
+
+def test_papers_name_files_that_exist() -> None:
+    for paper in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", paper.read_text()):
+            assert (paper.parent / target).exists(), f"{paper.name}: {target}"
+
+
+def test_lock_names_no_index_and_has_hashes() -> None:
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        text = (ROOT / name).read_text()
+        assert "://" not in text
+        pinned = re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE)
+        assert len(pinned) > 10
+        for block in re.split(r"\n(?=[a-z0-9])", text):
+            assert not re.match(r"[a-z0-9-]+==", block) or "--hash=sha256:" in block
+
+
+def test_importing_the_package_imports_no_framework() -> None:
+    code = "import sys, todo_api; print({'fastapi', 'sqlalchemy', 'psycopg'} & set(sys.modules))"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "set()"

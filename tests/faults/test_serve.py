@@ -1,0 +1,291 @@
+"""The program as its users run it: from an empty folder, ended by signals, killed outright."""
+
+import json
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import psutil
+import psycopg
+import pytest
+
+from support.program import Program, command, environment, serving
+from support.service import SECRET, bearer
+
+KEYS = {"BETTER_AUTH_SECRET": SECRET}
+
+
+def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_printed_line_creates_a_task_that_outlives_the_program(tmp_path: Path) -> None:
+    with serving(tmp_path) as program, program.client() as client:
+        created = client.post("/api/tasks", json={"title": "Buy groceries"})
+        assert created.status_code == 201
+        assert program.stop() == 0
+    secret = tmp_path / ".data" / "development-secret"
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    with serving(tmp_path) as program, program.client() as client:
+        assert client.get("/api/demo/tasks").json() == [created.json()]
+        assert program.stop(signal.SIGINT) == 0
+    assert (tmp_path / "log").read_text() == ""
+
+
+def test_every_acknowledged_task_survives_kill_9(tmp_path: Path) -> None:
+    acknowledged: list[int] = []
+    with serving(tmp_path, "--workers", "2") as program:
+
+        def write(_: int) -> None:
+            with program.client() as client:
+                try:
+                    while True:
+                        created = client.post("/api/tasks", json={"title": "x"})
+                        if created.status_code != 201:  # the workers outlive it by a moment
+                            return
+                        acknowledged.append(created.json()["id"])
+                        if len(acknowledged) == 50:
+                            program.process.kill()
+                except httpx2.TransportError:
+                    return
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, range(4)))
+    assert len(acknowledged) >= 50
+    with serving(tmp_path) as program, program.client() as client:
+        stored = {task["id"] for task in client.get("/api/tasks").json()}
+        assert set(acknowledged) <= stored
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_finishes_what_is_in_flight(
+    tmp_path: Path, database_url: str, workers: int, number: signal.Signals
+) -> None:
+    """A task is locked by somebody; the write that waits for it is answered all the same."""
+    with (
+        serving(tmp_path, "--workers", str(workers), DATABASE_URL=database_url, **KEYS) as program,
+        httpx2.Client(base_url=program.address, headers=bearer("alice"), timeout=15) as client,
+        psycopg.connect(database_url, autocommit=True) as watcher,
+        psycopg.connect(database_url) as holder,
+    ):
+        task = client.post("/api/tasks", json={"title": "x"}).json()
+        holder.execute("SELECT * FROM tasks FOR UPDATE")
+        answers: list[httpx2.Response] = []
+        request = threading.Thread(
+            target=lambda: answers.append(
+                client.put(f"/api/tasks/{task['id']}", json={"title": "y"})
+            )
+        )
+        request.start()
+        wait_for(lambda: waiting_for_a_lock(watcher) == 1)
+        program.process.send_signal(number)
+        wait_for(lambda: not accepts(program))
+        holder.rollback()
+        request.join(15)
+        assert program.process.wait(30) == 0
+        assert [answer.json()["title"] for answer in answers] == ["y"]
+    assert (tmp_path / "log").read_text() == ""
+
+
+def waiting_for_a_lock(sql: psycopg.Connection) -> int:
+    row = sql.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+    assert row is not None
+    count: int = row[0]
+    return count
+
+
+def accepts(program: Program) -> bool:
+    try:
+        return httpx2.get(f"{program.address}/livez", timeout=1).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def wait_for(condition: object) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.01)
+
+
+def test_killed_worker_is_replaced(tmp_path: Path, database_url: str) -> None:
+    with serving(tmp_path, "--workers", "2", DATABASE_URL=database_url, **KEYS) as program:
+        wait_for(lambda: accepts(program))
+        workers = spawned(program)
+        assert len(workers) == 2
+        workers[0].kill()
+        wait_for(lambda: len(spawned(program)) == 2 and workers[0] not in spawned(program))
+        wait_for(lambda: accepts(program))
+        assert program.stop() == 0
+
+
+def spawned(program: Program) -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process(program.process.pid).children()
+        if child.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(child.cmdline())
+    ]
+
+
+def test_workers_and_database_end_when_the_program_is_killed(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2") as program:
+        wait_for(lambda: accepts(program))
+        family = spawned(program)
+        program.process.kill()
+        program.process.wait()
+        psutil.wait_procs(family, timeout=15)
+        assert not any(worker.is_running() for worker in family)
+        wait_for(lambda: not (tmp_path / ".data/postgres/data/postmaster.pid").exists())
+
+
+def test_two_programs_share_one_data_folder(tmp_path: Path) -> None:
+    other_folder = tmp_path / "other"
+    other_folder.mkdir()
+    data = {"DATA_DIR": str(tmp_path / "data")}
+    with serving(tmp_path, **data) as first, serving(other_folder, **data) as second:
+        with first.client() as one, second.client() as two:
+            created = one.post("/api/tasks", json={"title": "shared"}).json()
+            assert first.stop() == 0
+            assert two.get("/api/tasks").json() == [created]
+            assert two.post("/api/tasks", json={"title": "still"}).status_code == 201
+        assert second.stop() == 0
+
+
+@pytest.mark.parametrize("name", ["with space % 'quote' é", "x" * 120])
+def test_data_folder_with_an_odd_or_long_path(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    with serving(folder) as program, program.client() as client:
+        assert client.post("/api/tasks", json={"title": "x"}).status_code == 201
+        assert program.stop() == 0
+
+
+def test_database_url_means_no_embedded_server(tmp_path: Path, database_url: str) -> None:
+    with serving(tmp_path, DATABASE_URL=database_url, **KEYS) as program:
+        answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"))
+        assert (answer.status_code, answer.json()) == (200, [])
+        assert program.stop() == 0
+    assert not (tmp_path / ".data").exists()
+
+
+def test_neons_url_is_accepted_unchanged(tmp_path: Path) -> None:
+    """The parameters of Neon's console reach libpq: here they end at a closed port."""
+    url = "postgresql://u:hunter2@127.0.0.1:1/neondb?sslmode=require&channel_binding=require"
+    ended = run(tmp_path, "serve", "--port", "0", DATABASE_URL=url, **KEYS)
+    assert ended.returncode == 1
+    assert ended.stderr == "todo-api: DATABASE_URL: Connection refused\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"DATABASE_URL": "postgresql://db/x"}, "BETTER_AUTH_URL: set it, or BETTER_AUTH_SECRET"),
+        ({"BETTER_AUTH_SECRET": "short"}, "BETTER_AUTH_SECRET: must be at least 32 bytes"),
+        ({"HOST": "0.0.0.0"}, "HOST: must be a loopback address in development mode"),  # noqa: S104
+        ({"PORT": "x"}, "PORT: "),
+        ({"DATA_DIR": "/proc/nowhere"}, "DATA_DIR: "),
+    ],
+)
+def test_what_cannot_start_says_why_in_one_line(
+    tmp_path: Path, variables: dict[str, str], message: str
+) -> None:
+    ended = run(tmp_path, "serve", **{"PORT": "0", **variables})
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"todo-api: {message}")
+    assert ended.stderr.count("\n") == 1
+    assert ended.stdout == ""
+
+
+def test_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = run(tmp_path, "serve", PORT=port)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("todo-api: PORT: cannot listen on 127.0.0.1")
+    assert not (tmp_path / ".data").exists()
+
+
+def test_several_programs_start_and_migrate_at_once(
+    tmp_path: Path, empty_database_url: str
+) -> None:
+    folders = [tmp_path / str(number) for number in range(3)]
+    for folder in folders:
+        folder.mkdir()
+
+    def start(folder: Path) -> int:
+        with serving(folder, DATABASE_URL=empty_database_url, **KEYS) as program:
+            assert accepts(program)
+            return program.stop()
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(start, folders)) == [0, 0, 0]
+
+
+def test_token_signs_in(tmp_path: Path, database_url: str) -> None:
+    made = run(
+        tmp_path, "token", "alice", "--email", "a@example.com", "--expires-in", "90s", **KEYS
+    )
+    token = made.stdout.strip()
+    with serving(tmp_path, DATABASE_URL=database_url, **KEYS) as program:
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = httpx2.post(
+            f"{program.address}/api/alice/tasks", json={"title": "x"}, headers=headers
+        )
+        assert answer.status_code == 201
+    without = run(tmp_path, "token", "alice", BETTER_AUTH_URL="https://app.example")
+    assert without.stderr == "todo-api: BETTER_AUTH_SECRET: must be set to sign a token\n"
+    assert run(tmp_path, "token", "alice", "--expires-in", "soon", **KEYS).returncode == 2
+
+
+def test_openapi_prints_the_served_document(tmp_path: Path, database_url: str) -> None:
+    printed = json.loads(run(tmp_path, "openapi").stdout)
+    with serving(tmp_path, DATABASE_URL=database_url, **KEYS) as program:
+        assert httpx2.get(f"{program.address}/openapi.json").json() == printed
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_raw_paths_and_broken_requests(tmp_path: Path, database_url: str) -> None:
+    """What no client library sends: the server answers, or hangs up, and lives on."""
+    with serving(tmp_path, DATABASE_URL=database_url, **KEYS) as program:
+        cases = {
+            "GET /api/x/../tasks HTTP/1.1": b"404",
+            "GET /api/./tasks HTTP/1.1": b"404",
+            "GET //api/tasks HTTP/1.1": b"404",
+            "GET /docs/../../../etc/passwd HTTP/1.1": b"404",
+            "GET /docs/%2e%2e/%2e%2e/etc/passwd HTTP/1.1": b"404",
+            "OPTIONS * HTTP/1.1": b"404",
+            "GET http://evil/api/tasks HTTP/1.1": b"401",
+            "GARBAGE": b"400",
+            "GET /health HTTP/9.9": b"400",
+            "GET /health\x00 HTTP/1.1": b"400",
+        }
+        for line, status in cases.items():
+            answer = exchange(program, f"{line}\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            assert status in answer.split(b"\r\n")[0] or answer == b"", (line, answer)
+        assert accepts(program)
+
+
+def exchange(program: Program, request: bytes) -> bytes:
+    host, _, port = program.address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(request)
+        answer = b""
+        while data := connection.recv(65_536):
+            answer += data
+    return answer

@@ -1,0 +1,79 @@
+"""The program as a process: started, called over HTTP, ended by a signal."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import httpx2
+
+
+class Program:
+    """A running `todo-api serve`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.address = self._read(r"listening on (http://\S+)")
+
+    @cached_property
+    def example_token(self) -> str:
+        """The token of the curl line that development mode prints."""
+        return self._read(r"Bearer ([\w.-]+)")
+
+    def _read(self, pattern: str) -> str:
+        """Read what the program prints up to a line with the pattern, and return its group."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if found := re.search(pattern, line):
+                return found[1]
+        raise AssertionError(f"the program ended without printing {pattern}")
+
+    def client(self) -> httpx2.Client:
+        """Return a client that is signed in as the printed line is."""
+        headers = {"Authorization": f"Bearer {self.example_token}"}
+        return httpx2.Client(base_url=self.address, headers=headers, timeout=15)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return an environment without the developer's settings."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return {**kept, **variables}
+
+
+def command(*arguments: str) -> list[str]:
+    """Return the command line of the program."""
+    return [sys.executable, "-m", "todo_api", *arguments]
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str, **variables: str) -> Iterator[Program]:
+    """Run `todo-api serve` in a folder on a free port, and end it afterwards."""
+    log = (folder / "log").open("w")
+    process = subprocess.Popen(
+        command("serve", "--port", "0", *arguments),
+        cwd=folder,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield Program(process)
+    finally:
+        log.close()
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
