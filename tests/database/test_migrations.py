@@ -89,7 +89,7 @@ def owner_is(column: str) -> str:
 
 def test_catalogue_is_the_intended_one(database_url: str) -> None:
     tasks, users = owner_is("user_id"), owner_is("id")
-    btree = "USING btree"
+    on_tasks = "ON public.tasks USING btree"
     assert catalogue(database_url) == {
         "policies": [
             ("tasks", "tasks_owner", "PERMISSIVE", "{todo_member}", "ALL", tasks, tasks),
@@ -129,10 +129,8 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             ("users", "users_pkey", "PRIMARY KEY (id)"),
         ],
         "indexes": [
-            (f"CREATE INDEX tasks_by_creation ON public.tasks {btree} (user_id, created_at, id)",),
-            (
-                f"CREATE INDEX tasks_by_status ON public.tasks {btree} (user_id, status, created_at, id)",
-            ),
+            (f"CREATE INDEX tasks_by_creation {on_tasks} (user_id, created_at, id)",),
+            (f"CREATE INDEX tasks_by_status {on_tasks} (user_id, status, created_at, id)",),
             ("CREATE UNIQUE INDEX tasks_pkey ON public.tasks USING btree (user_id, id)",),
             ("CREATE UNIQUE INDEX users_pkey ON public.users USING btree (id)",),
         ],

