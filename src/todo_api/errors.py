@@ -9,6 +9,7 @@ Each class carries its status, its message and its headers, so one handler
     │   └── InvalidFields        400 with a message for each field
     ├── Unauthorized             401
     │   └── InvalidToken         401, a token was sent (RFC 6750, section 3.1)
+    │       └── AccountErased    401, the user was erased after the token was issued
     ├── Forbidden                403
     ├── NotFound                 404
     │   └── TaskNotFound         404, unused or another user's: the same answer
@@ -84,6 +85,13 @@ class InvalidToken(Unauthorized):
     def __init__(self, reason: str) -> None:
         super().__init__()
         self.reason = reason
+
+
+class AccountErased(InvalidToken):
+    """The token was issued before its user was erased, and cannot bring him back."""
+
+    def __init__(self) -> None:
+        super().__init__("older than the erasure")
 
 
 class Forbidden(ApiError):

@@ -15,6 +15,8 @@ ALLOW = {
     "/api/alice/tasks/1": "DELETE, GET, HEAD, OPTIONS, PUT",
     "/api/tasks/1/complete": "OPTIONS, PATCH",
     "/api/alice/tasks/1/complete": "OPTIONS, PATCH",
+    "/api/account": "DELETE, OPTIONS",
+    "/api/alice/account": "DELETE, OPTIONS",
     "/health": "GET, HEAD, OPTIONS",
     "/docs": "GET, HEAD, OPTIONS",
     "/openapi.json": "GET, HEAD, OPTIONS",
@@ -226,6 +228,7 @@ async def test_openapi_document_describes_the_contract(service: Service) -> None
         "change_{}task",
         "delete_{}task",
         "complete_{}task",
+        "delete_{}account",
     )
     assert set(operations) == {name.format(family) for name in verbs for family in ("", "user_")}
     for operation in operations.values():

@@ -24,6 +24,7 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("PUT", "/tasks/{id}"): {"title": "stolen"},
     ("DELETE", "/tasks/{id}"): None,
     ("PATCH", "/tasks/{id}/complete"): {"completed": True},
+    ("DELETE", "/account"): None,
 }
 """Each operation and a body that it would accept."""
 
@@ -126,7 +127,7 @@ async def test_owner_in_a_body_is_ignored(service: Service, sql: psycopg.Connect
     assert sql.execute("SELECT user_id, id FROM tasks").fetchall() == [("mallory", created["id"])]
 
 
-OWNER_PREDICATE = re.compile(rb"tasks\.user_id = (\$\d+::VARCHAR)")
+OWNER_PREDICATE = re.compile(rb"(?:tasks\.user_id|users\.id) = (\$\d+::VARCHAR)")
 
 
 def without_owner_predicate(statement: Statement) -> Statement:
@@ -152,11 +153,11 @@ async def test_row_security_holds_where_a_statement_forgets_the_owner(
     stripped = []
 
     async def run_careless(
-        self: Database, owner: str, statement: Statement, values: dict[str, object]
+        self: Database, owner: str, statement: Statement, *values: Any
     ) -> list[bytes]:
         careless = without_owner_predicate(statement)
         stripped.append(careless.sql != statement.sql)
-        return await run(self, owner, careless, values)
+        return await run(self, owner, careless, *values)
 
     async with running_service(database_url, short_folder, row_security=row_security) as service:
         alices = await service.create("alice", title="secret")
@@ -172,7 +173,7 @@ async def test_row_security_holds_where_a_statement_forgets_the_owner(
     assert stripped == [True]
     assert leaked is not row_security
     if row_security:
-        assert answer.status_code == (404 if "{id}" in path else 200)
+        assert answer.status_code == (404 if "{id}" in path else 204 if verb == "DELETE" else 200)
 
 
 async def test_every_statement_names_the_owner() -> None:
@@ -180,6 +181,7 @@ async def test_every_statement_names_the_owner() -> None:
         statements.get_task(),
         statements.toggle_task(),
         statements.remove_task(),
+        statements.erase_owner(),
         *(statements.change_task(frozenset({name})) for name in statements.WRITABLE),
         *(
             statements.list_tasks(status, sort, order)

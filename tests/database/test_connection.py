@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from support.service import settings
+from support.waiting import until
 from support.wire import Wire
 from todo_api.database import database as database_module
 from todo_api.database.database import Database
@@ -391,10 +392,3 @@ def terminate_all(sql: psycopg.Connection, query: str = "%") -> int:
     assert killed is not None
     count: int = killed[0]
     return count
-
-
-async def until(condition: Any) -> None:
-    """Wait for something that will happen; the test's own limit is ten seconds."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -61,7 +61,7 @@ def catalogue(url: str) -> dict[str, Any]:
         "policies": "SELECT tablename, policyname, permissive, roles::text, cmd, qual, with_check"
         " FROM pg_policies ORDER BY 1, 2",
         "flags": "SELECT relname, relrowsecurity, relforcerowsecurity FROM pg_class"
-        " WHERE relname IN ('tasks', 'users') ORDER BY 1",
+        " WHERE relname IN ('erasures', 'tasks', 'users') ORDER BY 1",
         "table grants": "SELECT table_name, privilege_type FROM information_schema.table_privileges"
         " WHERE grantee = 'todo_member' ORDER BY 1, 2",
         "column grants": "SELECT table_name, privilege_type, string_agg(column_name, ' ' ORDER BY"
@@ -70,12 +70,14 @@ def catalogue(url: str) -> dict[str, Any]:
         "visible users": "SELECT column_name FROM information_schema.column_privileges"
         " WHERE grantee = 'todo_member' AND table_name = 'users' AND privilege_type = 'SELECT'",
         "constraints": "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)"
-        " FROM pg_constraint WHERE conrelid::regclass::text IN ('tasks', 'users')"
+        " FROM pg_constraint WHERE conrelid::regclass::text IN ('erasures', 'tasks', 'users')"
         " AND contype <> 'n' ORDER BY 1, 2",
         "indexes": "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"
         " AND tablename <> 'alembic_version' ORDER BY 1",
         "role": "SELECT rolcanlogin, rolsuper, rolbypassrls, rolcreaterole FROM pg_roles"
         " WHERE rolname = 'todo_member'",
+        "functions": "SELECT proname, provolatile, prosecdef FROM pg_proc"
+        " WHERE pronamespace = 'public'::regnamespace",
         "identity": "SELECT data_type, is_identity, identity_generation"
         " FROM information_schema.columns WHERE table_name = 'tasks' AND column_name = 'id'",
     }
@@ -89,21 +91,37 @@ def owner_is(column: str) -> str:
 
 def test_catalogue_is_the_intended_one(database_url: str) -> None:
     tasks, users = owner_is("user_id"), owner_is("id")
+    hashed = users.replace("(id = ( SELECT ", "(user_hash = ( SELECT sha256(convert_to(").replace(
+        ' AS "nullif"', ", 'UTF8'::name)) AS sha256"
+    )
     on_tasks = "ON public.tasks USING btree"
     assert catalogue(database_url) == {
         "policies": [
+            ("erasures", "erasures_owner", "PERMISSIVE", "{todo_member}", "ALL", hashed, hashed),
             ("tasks", "tasks_owner", "PERMISSIVE", "{todo_member}", "ALL", tasks, tasks),
             ("users", "users_owner", "PERMISSIVE", "{todo_member}", "ALL", users, users),
         ],
-        "flags": [("tasks", True, False), ("users", True, False)],
-        "table grants": [("tasks", "DELETE"), ("tasks", "SELECT")],
+        "flags": [
+            ("erasures", True, False),
+            ("tasks", True, False),
+            ("users", True, False),
+        ],
+        "table grants": [
+            ("erasures", "SELECT"),
+            ("tasks", "DELETE"),
+            ("tasks", "SELECT"),
+            ("users", "DELETE"),
+        ],
         "column grants": [
+            ("erasures", "INSERT", "user_hash"),
+            ("erasures", "UPDATE", "erased_at"),
             ("tasks", "INSERT", "description due_date priority status title user_id"),
             ("tasks", "UPDATE", "description due_date priority status title updated_at"),
             ("users", "INSERT", "email id"),
         ],
         "visible users": [("id",)],
         "constraints": [
+            ("erasures", "erasures_pkey", "PRIMARY KEY (user_hash)"),
             ("tasks", "tasks_description", "CHECK ((char_length(description) <= 5000))"),
             ("tasks", "tasks_pkey", "PRIMARY KEY (user_id, id)"),
             (
@@ -131,9 +149,11 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
         "indexes": [
             (f"CREATE INDEX tasks_by_creation {on_tasks} (user_id, created_at, id)",),
             (f"CREATE INDEX tasks_by_status {on_tasks} (user_id, status, created_at, id)",),
+            ("CREATE UNIQUE INDEX erasures_pkey ON public.erasures USING btree (user_hash)",),
             ("CREATE UNIQUE INDEX tasks_pkey ON public.tasks USING btree (user_id, id)",),
             ("CREATE UNIQUE INDEX users_pkey ON public.users USING btree (id)",),
         ],
+        "functions": [("begin_write", "v", False)],
         "role": [(False, False, False, False)],
         "identity": [("bigint", "YES", "ALWAYS")],
     }
@@ -157,7 +177,6 @@ def test_member_sees_and_writes_only_the_named_owners_rows(sql: psycopg.Connecti
         "UPDATE tasks SET user_id = 'bob'",
         "UPDATE tasks SET created_at = now()",
         "SELECT email FROM users",
-        "DELETE FROM users",
         "SELECT * FROM alembic_version",
     ):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -173,7 +192,7 @@ def migrator(url: str) -> subprocess.Popen[bytes]:
 def test_migrators_that_start_together_wait_for_each_other(empty_database_url: str) -> None:
     started = [migrator(empty_database_url) for _ in range(4)]
     assert [process.wait(30) for process in started] == [0] * 4
-    assert rows(empty_database_url, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert rows(empty_database_url, "SELECT version_num FROM alembic_version") == [("0002",)]
 
 
 def test_two_databases_of_one_cluster_migrate_at_the_same_moment(postgres: str) -> None:
@@ -185,10 +204,11 @@ def test_two_databases_of_one_cluster_migrate_at_the_same_moment(postgres: str) 
         urls = [postgres.replace("/postgres?", f"/{name}?") for name in names]
         assert [process.wait(30) for process in [migrator(url) for url in urls]] == [0, 0]
         for name, url in zip(names, urls, strict=True):
-            assert rows(url, "SELECT version_num FROM alembic_version") == [("0001",)]
+            assert rows(url, "SELECT version_num FROM alembic_version") == [("0002",)]
             connection.execute(f"DROP DATABASE {name}")
 
 
+@pytest.mark.usefixtures("template")
 def test_migration_by_an_ordinary_role_lets_it_take_the_members_role(
     empty_database_url: str,
 ) -> None:

@@ -136,8 +136,8 @@ def kept(url: str) -> bool:
     return execute(url, "SELECT word FROM kept") == [("safe",)]
 
 
-def open_files(user: User) -> set[Path]:
-    return {Path(file.path) for file in psutil.Process(user.process.pid).open_files()}
+def open_files(pid: int) -> set[Path]:
+    return {Path(file.path) for file in psutil.Process(pid).open_files()}
 
 
 def supervisor_of(folder: Path) -> psutil.Process:
@@ -215,22 +215,33 @@ def test_eight_starters_at_once_get_one_server(folder: Path, user: Callable[...,
 
 
 def test_users_may_come_and_go_at_any_moment(folder: Path) -> None:
-    """Who leaves last waits for the server's end, and never for another who has just come."""
-    slowest = 0.0
-
     def come_and_go(_: int) -> None:
-        nonlocal slowest
         for _ in range(20):
-            server = EmbeddedPostgres.start(folder, durable=False)
-            assert execute(server.url, "SELECT 1") == [(1,)]
-            leaving_at = time.monotonic()
-            server.close()
-            slowest = max(slowest, time.monotonic() - leaving_at)
+            with EmbeddedPostgres.start(folder, durable=False) as server:
+                assert execute(server.url, "SELECT 1") == [(1,)]
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(come_and_go, range(3)))
     assert not servers(folder)
-    assert slowest < 10
+
+
+def test_who_comes_while_the_last_one_leaves_gets_another_server(
+    folder: Path, user: Callable[..., User]
+) -> None:
+    """Who leaves waits for the server's end: a newcomer must not keep that server alive."""
+    server = EmbeddedPostgres.start(folder, durable=False)
+    old, parent = psutil.Process(postmaster(folder)), supervisor_of(folder)
+    parent.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        leaving = pool.submit(server.close)
+        eventually(lambda: folder / "users.lock" not in open_files(os.getpid()))
+        newcomer = user()
+        locks = {folder / "start.lock", folder / "users.lock"}
+        eventually(lambda: locks & open_files(newcomer.process.pid))
+        parent.resume()
+        leaving.result(timeout=10)
+    assert has_ended(old)
+    assert execute(newcomer.url, "SELECT 1") == [(1,)]
 
 
 def test_starting_waits_for_a_server_that_is_stopping(user: Callable[..., User]) -> None:
@@ -293,7 +304,7 @@ def test_a_start_is_not_misled_by_a_server_killed_just_now(
     parent.suspend()
     os.kill(postmaster(folder), signal.SIGKILL)
     second = user()
-    eventually(lambda: folder / "users.lock" in open_files(second))
+    eventually(lambda: folder / "users.lock" in open_files(second.process.pid))
     parent.resume()
     assert kept(second.url)
 

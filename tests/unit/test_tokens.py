@@ -120,13 +120,13 @@ def test_key_is_found_by_its_id() -> None:
     assert verify(published(kid=...), single, NOW).subject == "alice"
 
 
-@pytest.mark.parametrize("key_id", [1, None, ["k1"], {}, True])
-def test_key_id_that_is_no_string_is_refused(key_id: object) -> None:
+@pytest.mark.parametrize("key_id", [1, None, ["k1"], {}, True, "\0", "a\nb", "x" * 256])
+def test_key_id_that_is_no_plain_string_is_refused(key_id: object) -> None:
     assert refuse(published(kid=key_id), PUBLISHED) == "kid"
     assert refuse(shared(kid=key_id), SHARED) == "kid"
 
 
-@pytest.mark.parametrize("key_id", ["../../etc/passwd", "' OR 1=1--", "\0", "x" * 5000, ""])
+@pytest.mark.parametrize("key_id", ["../../etc/passwd", "' OR 1=1--", "k1 ", "x" * 255, ""])
 def test_hostile_key_id_is_unknown(key_id: str) -> None:
     with pytest.raises(UnknownKey):
         verify(published(kid=key_id), PUBLISHED, NOW)

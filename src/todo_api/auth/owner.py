@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from todo_api.auth.tokens import Identity, Verifier
-from todo_api.errors import Forbidden, InvalidToken, Unauthorized
+from todo_api.auth.key_set import KeySet
+from todo_api.auth.tokens import Identity, UnknownKey, Verifier
+from todo_api.errors import Forbidden, InvalidToken, KeysUnavailable, Unauthorized
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,24 @@ class Owner:
 
     id: str
     email: str | None
+    issued_at: float | None
+    """When the token was issued, in seconds since the epoch, if it says so."""
 
 
 class Authenticator:
-    """Turns a request's `Authorization` header into an `Owner`, without I/O."""
+    """Turns a request's `Authorization` header into an `Owner`.
 
-    def __init__(self, verifier: Verifier, clock: Callable[[], float] = time.time) -> None:
+    Without I/O, save where the token names a key that was published after our copy of the set.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        key_set: KeySet | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._verifier = verifier
+        self._key_set = key_set
         self._clock = clock
 
     async def owner(self, scope: Scope) -> Owner:
@@ -34,11 +46,20 @@ class Authenticator:
 
         A `user_id` in the path is only compared with the token's.
         """
-        identity = self._verifier.verify(_bearer_token(scope), self._clock())
+        identity = await self._identify(_bearer_token(scope))
         named = scope["path_params"].get("user_id")
         if named is not None and named != identity.subject:
             raise Forbidden
-        return _owner(identity)
+        return Owner(identity.subject, identity.email, identity.issued_at)
+
+    async def _identify(self, token: str) -> Identity:
+        try:
+            return self._verifier.verify(token, self._clock())
+        except (UnknownKey, KeysUnavailable):
+            if self._key_set is None:
+                raise
+        await self._key_set.ask()
+        return self._verifier.verify(token, self._clock())
 
 
 class PrivateRoute(APIRoute):
@@ -77,7 +98,3 @@ def _bearer_token(scope: Scope) -> str:
     if scheme.lower() != "bearer" or not token:
         raise Unauthorized
     return token
-
-
-def _owner(identity: Identity) -> Owner:
-    return Owner(identity.subject, identity.email)

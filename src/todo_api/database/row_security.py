@@ -16,36 +16,47 @@ ROLE = "todo_member"
 OWNER_SETTING = "app.user_id"
 """The setting that the policies compare `user_id` with."""
 
-POLICIES = {"tasks": "tasks_owner", "users": "users_owner"}
-"""The one policy of each table."""
+TABLES = ("erasures", "tasks", "users")
+"""The tables under row security, each with the one policy `<table>_owner`."""
 
 
-def take_owner(statement_timeout: float, lock_timeout: float) -> Statement:
+def before_read(statement_timeout: float, lock_timeout: float) -> Statement:
     """Take the role and name the owner, with the transaction's timeouts in seconds.
 
     Poolers refuse startup options, hence the timeouts here.
     """
-    settings = {
-        "role": ROLE,
-        "statement_timeout": f"{statement_timeout * 1000:.0f}",
-        "lock_timeout": f"{lock_timeout * 1000:.0f}",
-    }
-    constant = ", ".join(
-        f"set_config('{name}', '{value}', true)" for name, value in settings.items()
-    )
-    sql = f"SELECT {constant}, set_config('{OWNER_SETTING}', $1, true)"
-    return Statement(b"take_owner", sql.encode(), ("owner",), writes=False)
+    sql = f"SELECT {_take_owner(statement_timeout, lock_timeout)}"
+    return Statement(b"before_read", sql.encode(), ("owner",), writes=False)
+
+
+def before_write(statement_timeout: float, lock_timeout: float, *, role: bool) -> Statement:
+    """Do the same, and refuse a token that is older than its user's erasure (migration 0002)."""
+    taken = f"{_take_owner(statement_timeout, lock_timeout)}, " if role else ""
+    sql = f"SELECT {taken}begin_write($1, $2, $3)"
+    return Statement(b"before_write", sql.encode(), ("owner", "issued_at", "erasing"), writes=False)
 
 
 def set_timeouts(statement_timeout: float, lock_timeout: float) -> Statement:
     """Set the session's timeouts, for a connection that takes no role."""
-    sql = (
-        f"SELECT set_config('statement_timeout', '{statement_timeout * 1000:.0f}', false),"
-        f" set_config('lock_timeout', '{lock_timeout * 1000:.0f}', false)"
-    )
+    sql = f"SELECT {_timeouts(statement_timeout, lock_timeout, 'false')}"
     return Statement(b"set_timeouts", sql.encode(), (), writes=False)
 
 
+def _take_owner(statement_timeout: float, lock_timeout: float) -> str:
+    return (
+        f"set_config('role', '{ROLE}', true), set_config('{OWNER_SETTING}', $1, true), "
+        + _timeouts(statement_timeout, lock_timeout, "true")
+    )
+
+
+def _timeouts(statement_timeout: float, lock_timeout: float, local: str) -> str:
+    return (
+        f"set_config('statement_timeout', '{statement_timeout * 1000:.0f}', {local}), "
+        f"set_config('lock_timeout', '{lock_timeout * 1000:.0f}', {local})"
+    )
+
+
+_RELATIONS = ", ".join(f"'{table}'::regclass" for table in TABLES)
 STATE = Statement(
     b"row_security_state",
     # Without a policy a table shows nothing; with another one it may show too much.
@@ -53,22 +64,28 @@ STATE = Statement(
     SELECT json_build_object(
         'active', bool_and(row_security_active(oid)),
         'policies', (
-            SELECT coalesce(json_object_agg(relation.relname, polname), '{{}}')
-            FROM pg_policy JOIN pg_class AS relation ON relation.oid = polrelid
-            WHERE polrelid IN ({", ".join(f"'{table}'::regclass" for table in POLICIES)})
-        )
+            SELECT json_agg(polname ORDER BY polname) FROM pg_policy
+            WHERE polrelid IN ({_RELATIONS})
+            AND pg_get_expr(polqual, polrelid) LIKE '%{OWNER_SETTING}%'
+        ),
+        'all', (SELECT count(*) FROM pg_policy WHERE polrelid IN ({_RELATIONS}))
     )
-    FROM pg_class WHERE oid IN ({", ".join(f"'{table}'::regclass" for table in POLICIES)})
+    FROM pg_class WHERE oid IN ({_RELATIONS})
     """.encode(),  # noqa: S608  constants of this module
     (),
     writes=False,
 )
-"""Says, under the role, whether row security is active on every table, and with which policies."""
+"""Says, under the role, whether row security is active on every table, and by which policies."""
 
 
 def check(state: Mapping[str, object]) -> None:
     """Refuse, with `StartupError`, what `STATE` has found if it is not what the migration made."""
-    if state["active"] is not True or state["policies"] != POLICIES:
+    intended = {
+        "active": True,
+        "policies": [f"{table}_owner" for table in TABLES],
+        "all": len(TABLES),
+    }
+    if state != intended:
         raise StartupError(
             f"ROW_SECURITY: not active for the role {ROLE}, or its policies were changed; "
             "undo that (`todo-api migrate --sql` prints the intended state) or set ROW_SECURITY=off"

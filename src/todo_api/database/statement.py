@@ -16,19 +16,25 @@ class Statement:
     """One SQL statement that answers with rows of one text column.
 
     `parameters` are the names of $1, $2, … in order. `writes` says that running it twice is not
-    the same as running it once, so a broken connection is no reason to try again.
+    the same as running it once, so a broken connection is no reason to try again; `erases`, that
+    no other write of the owner may go on at the same time.
     """
 
     name: bytes
     sql: bytes
     parameters: tuple[str, ...]
     writes: bool
+    erases: bool = False
 
     @classmethod
-    def compiled(cls, name: str, expression: Executable, *, writes: bool = False) -> Self:
+    def compiled(
+        cls, name: str, expression: Executable, *, writes: bool = False, erases: bool = False
+    ) -> Self:
         """Compile an SQLModel expression for libpq's `$1` placeholders."""
         compiled = expression.compile(dialect=_dialect)  # type: ignore[attr-defined]
-        return cls(name.encode(), str(compiled).encode(), tuple(compiled.positiontup), writes)
+        return cls(
+            name.encode(), str(compiled).encode(), tuple(compiled.positiontup), writes, erases
+        )
 
     def encode(self, values: Mapping[str, object]) -> list[bytes | None]:
         """Return the values in the order of the placeholders, as libpq's text format."""

@@ -2,7 +2,16 @@
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, Index, Text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    Text,
+)
 from sqlalchemy import text as sql
 from sqlmodel import Field, SQLModel
 
@@ -29,6 +38,18 @@ class User(SQLModel, table=True):
     created_at: datetime = Field(
         sa_type=DateTime(timezone=True),
         sa_column_kwargs={"server_default": sql("now()")},
+    )
+
+
+class Erasure(SQLModel, table=True):
+    """That a user was erased, and when: by the SHA-256 of his id, which names nobody."""
+
+    __tablename__ = "erasures"
+
+    user_hash: bytes = Field(primary_key=True, sa_type=LargeBinary)
+    erased_at: datetime = Field(
+        sa_type=DateTime(timezone=True),
+        sa_column_kwargs={"server_default": sql("clock_timestamp()")},
     )
 
 

@@ -1,11 +1,12 @@
 """The collection of one owner's tasks: all that a request can reach."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from todo_api.auth.owner import Owner
 from todo_api.database.database import Database, Rows
 from todo_api.database.statement import Statement
-from todo_api.errors import TaskNotFound
+from todo_api.errors import AccountErased, TaskNotFound
 from todo_api.tasks import statements
 from todo_api.tasks.model import EMAIL_LENGTH
 from todo_api.tasks.schemas import TaskQuery
@@ -68,6 +69,11 @@ class OwnedTasks:
         """Delete the task."""
         await self._run_on(task_id, statements.remove_task(), {})
 
+    async def erase_owner(self) -> None:
+        """Delete the owner and all his tasks. Again, with the same token: nothing happens."""
+        with suppress(AccountErased):
+            await self._run(statements.erase_owner(), {})
+
     async def _run_on(
         self, task_id: int, statement: Statement, values: Mapping[str, object]
     ) -> bytes:
@@ -77,7 +83,7 @@ class OwnedTasks:
         return rows[0]
 
     async def _run(self, statement: Statement, values: Mapping[str, object]) -> Rows:
-        return await self._database.run(self.owner.id, statement, values)
+        return await self._database.run(self.owner.id, statement, values, self.owner.issued_at)
 
 
 def _storable_email(email: str | None) -> str | None:

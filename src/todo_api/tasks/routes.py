@@ -1,4 +1,4 @@
-"""The twelve routes: six operations, two families of paths, one set of handlers.
+"""The routes: six operations on tasks and the end of an account, in two families of paths.
 
 A handler's signature says what it needs. FastAPI reads it for the OpenAPI document; `TaskRoute`
 supplies it once the owner is known: path and query first, then the body.
@@ -82,6 +82,12 @@ async def complete_task(
     """Complete a task, or set what the body says outright. A repeat changes nothing."""
     completed = completion is None or not completion.model_fields_set or completion.completed
     return json_answer(await tasks.complete(task_id, completed=completed))
+
+
+async def delete_account(tasks: Tasks) -> Response:
+    """Erase the user and all his tasks. Tokens issued before cannot write any more."""
+    await tasks.erase_owner()
+    return Response(status_code=204)
 
 
 Reader = Callable[[Request], Awaitable[Any]]
@@ -198,6 +204,7 @@ _OPERATIONS = (
     _Operation("PUT", "/tasks/{id}", change_task, change_task, "change_task"),
     _Operation("DELETE", "/tasks/{id}", delete_task, delete_task, "delete_task", 204, None),
     _Operation("PATCH", "/tasks/{id}/complete", toggle_task, complete_task, "complete_task"),
+    _Operation("DELETE", "/account", delete_account, delete_account, "delete_account", 204, None),
 )
 _USER_ID = {
     "name": "user_id",

@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import case, col, delete, func, select, update
 
 from todo_api.database.statement import Statement
-from todo_api.tasks.model import Task, User
+from todo_api.tasks.model import Erasure, Task, User
 
 Status = Literal["incomplete", "complete"]
 Sort = Literal["created", "updated", "title", "due_date", "priority"]
@@ -145,6 +145,20 @@ def remove_task() -> Statement:
     """Delete one task; a row comes back when there was one."""
     removed = delete(Task).where(_ITS_OWN, col(Task.id) == _TASK_ID).returning(col(Task.id))
     return Statement.compiled("remove_task", removed, writes=True)
+
+
+@cache
+def erase_owner() -> Statement:
+    """Delete the owner's row, and with it every task (a cascade); remember when."""
+    user_hash = func.sha256(func.convert_to(_OWNER, literal_column("'UTF8'")))
+    erasure = insert(Erasure).values(user_hash=user_hash)
+    remembered = erasure.on_conflict_do_update(
+        index_elements=[col(Erasure.user_hash)], set_={"erased_at": func.clock_timestamp()}
+    )
+    erased = delete(User).where(col(User.id) == _OWNER).returning(col(User.id))
+    return Statement.compiled(
+        "erase_owner", erased.add_cte(remembered.cte("erasure")), writes=True, erases=True
+    )
 
 
 def _update(values: dict[str, Any]) -> CTE:

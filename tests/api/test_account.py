@@ -1,0 +1,156 @@
+"""Leaving: all of a user is erased, and a token from before cannot bring him back."""
+
+import asyncio
+import time
+from typing import Any
+
+import psycopg
+import pytest
+
+from support.service import Service, bearer
+from support.waiting import until
+
+ACCOUNTS = pytest.mark.parametrize("account", ["/api/account", "/api/alice/account"])
+WRITES: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("POST", "/api/tasks", {"title": "x"}),
+    ("PUT", "/api/tasks/1", {"title": "x"}),
+    ("PATCH", "/api/tasks/1/complete", None),
+    ("PATCH", "/api/alice/tasks/1/complete", {"completed": True}),
+    ("DELETE", "/api/tasks/1", None),
+]
+
+
+def everything(sql: psycopg.Connection) -> dict[str, list[Any]]:
+    return {
+        table: sql.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608
+        for table in ("users", "tasks")
+    }
+
+
+@ACCOUNTS
+async def test_erases_the_user_and_nobody_else(
+    service: Service, sql: psycopg.Connection, account: str
+) -> None:
+    await service.create("bob")
+    before = everything(sql)
+    for _ in range(3):
+        await service.create("alice")
+    for _ in range(2):
+        gone = await service.request("DELETE", account, "alice")
+        assert (gone.status_code, gone.content) == (204, b"")
+        assert everything(sql) == before
+    erasures = sql.execute("SELECT encode(user_hash, 'hex'), erased_at <= now() FROM erasures")
+    assert erasures.fetchall() == [
+        ("2bd806c97f0e00af1a1fc3328fa763a9269723c8db8fac4f93af71db186d6e90", True)
+    ]
+
+
+async def test_user_who_never_wrote_can_leave(service: Service, sql: psycopg.Connection) -> None:
+    assert (await service.request("DELETE", "/api/account", "alice")).status_code == 204
+    created = await service.client.post("/api/tasks", headers=bearer("alice"), json={"title": "x"})
+    assert created.status_code == 401
+    assert everything(sql) == {"users": [], "tasks": []}
+
+
+@pytest.mark.parametrize(("verb", "path", "body"), WRITES)
+@pytest.mark.parametrize("claims", [{}, {"iat": None}, {"iat": int(time.time()) - 300}])
+async def test_token_from_before_cannot_write(
+    service: Service,
+    sql: psycopg.Connection,
+    verb: str,
+    path: str,
+    body: dict[str, Any] | None,
+    claims: dict[str, Any],
+) -> None:
+    old = bearer("alice", **claims)
+    await service.create("alice")
+    await service.request("DELETE", "/api/account", headers=old)
+    after = everything(sql)
+    refused = await service.client.request(verb, path, headers=old, json=body)
+    assert refused.status_code == 401
+    assert refused.json() == {"error": "A valid bearer token is required"}
+    assert refused.headers["www-authenticate"] == 'Bearer error="invalid_token"'
+    assert everything(sql) == after == {"users": [], "tasks": []}
+    reading = await service.request("GET", "/api/tasks", headers=old)
+    assert (reading.status_code, reading.json()) == (200, [])
+
+
+async def test_token_from_long_after_begins_anew(service: Service, sql: psycopg.Connection) -> None:
+    await service.request("DELETE", "/api/account", "alice")
+    sql.execute("UPDATE erasures SET erased_at = now() - interval '12 seconds'")
+    await service.create("alice")
+    old = bearer("alice", iat=int(time.time()) - 60)
+    kept = await service.request("DELETE", "/api/account", headers=old)
+    assert kept.status_code == 204
+    assert len(everything(sql)["tasks"]) == 1, "an old token erased what came after it"
+
+
+async def test_another_users_account_is_forbidden(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    await service.create("alice")
+    before = everything(sql)
+    assert (await service.request("DELETE", "/api/alice/account", "bob")).status_code == 403
+    assert (await service.request("DELETE", "/api/account")).status_code == 401
+    assert everything(sql) == before
+
+
+async def test_erasure_waits_for_a_write_and_takes_it_along(
+    service: Service, sql: psycopg.Connection, database_url: str
+) -> None:
+    """The first write of a user is under way; somebody holds it up; then he leaves."""
+    with psycopg.connect(database_url) as holder:
+        holder.execute("LOCK TABLE tasks IN SHARE MODE")
+        write = asyncio.create_task(
+            service.client.post("/api/tasks", headers=bearer("alice"), json={"title": "x"})
+        )
+        await until(lambda: waiting(sql) == 1)
+        erasure = asyncio.create_task(
+            service.client.delete("/api/account", headers=bearer("alice"))
+        )
+        await until(lambda: waiting(sql) == 2)
+        holder.rollback()
+    assert (await write).status_code == 201
+    assert (await erasure).status_code == 204
+    assert everything(sql) == {"users": [], "tasks": []}
+
+
+async def test_write_that_waited_for_an_erasure_is_refused(
+    service: Service, sql: psycopg.Connection, database_url: str
+) -> None:
+    await service.create("alice")
+    with psycopg.connect(database_url) as holder:
+        holder.execute("SELECT * FROM users FOR UPDATE")
+        erasure = asyncio.create_task(
+            service.client.delete("/api/account", headers=bearer("alice"))
+        )
+        await until(lambda: waiting(sql) == 1)
+        write = asyncio.create_task(
+            service.client.post("/api/tasks", headers=bearer("alice"), json={"title": "x"})
+        )
+        await until(lambda: waiting(sql) == 2)
+        holder.rollback()
+    assert (await erasure).status_code == 204
+    assert (await write).status_code == 401
+    assert everything(sql) == {"users": [], "tasks": []}
+
+
+async def test_writes_and_erasures_race_many_times(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    for number in range(30):
+        user = bearer(f"user {number}")
+        writes = [
+            service.client.post("/api/tasks", headers=user, json={"title": "x"}) for _ in range(3)
+        ]
+        erasure = service.client.delete("/api/account", headers=user)
+        answers = await asyncio.gather(writes[0], erasure, *writes[1:])
+        assert {answer.status_code for answer in answers} <= {201, 204, 401}
+    assert everything(sql) == {"users": [], "tasks": []}
+
+
+def waiting(sql: psycopg.Connection) -> int:
+    row = sql.execute("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted").fetchone()
+    assert row is not None
+    count: int = row[0]
+    return count

@@ -1,0 +1,169 @@
+"""Published keys: rotation, outage and hostile answers, seen from outside."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from support.publisher import Mode, Publisher, SigningKey
+from support.service import SECRET, Service, running_service
+from support.waiting import until
+from todo_api.auth import key_set
+
+
+@pytest.fixture
+async def publisher() -> AsyncIterator[Publisher]:
+    async with Publisher() as publisher:
+        yield publisher
+
+
+@pytest.fixture
+async def published(
+    database_url: str, short_folder: Path, publisher: Publisher
+) -> AsyncIterator[Service]:
+    """The service with published keys alone."""
+    async with running_service(
+        database_url, short_folder, better_auth_url=publisher.url, better_auth_secret=None
+    ) as service:
+        yield service
+
+
+async def status(service: Service, token: str) -> int:
+    response = await service.request(
+        "GET", "/api/tasks", headers={"Authorization": f"Bearer {token}"}
+    )
+    if response.status_code == 503:
+        assert response.headers["retry-after"]
+        assert service.wire.round_trips == 0
+    return response.status_code
+
+
+async def test_keys_are_fetched_once(published: Service, publisher: Publisher) -> None:
+    for user in ("alice", "bob", "alice"):
+        assert await status(published, publisher.token(user)) == 200
+    assert publisher.requests == 1
+
+
+async def test_rotated_key_works_on_its_first_request(
+    published: Service, publisher: Publisher
+) -> None:
+    old = publisher.key
+    assert await status(published, publisher.token("alice")) == 200
+    publisher.rotate("second")
+    assert await status(published, publisher.token("alice")) == 200
+    assert await status(published, publisher.token("alice", old)) == 200
+    assert publisher.requests == 2
+
+
+async def test_a_thousand_requests_with_a_new_key_cost_one_fetch(
+    published: Service, publisher: Publisher
+) -> None:
+    assert await status(published, publisher.token("alice")) == 200
+    publisher.rotate("second")
+    headers = {"Authorization": f"Bearer {publisher.token('alice')}"}
+    answers = await asyncio.gather(
+        *(published.client.get("/api/tasks", headers=headers) for _ in range(1000))
+    )
+    assert {answer.status_code for answer in answers} == {200}
+    assert publisher.requests == 2
+
+
+async def test_ten_thousand_made_up_keys_cost_one_fetch(
+    published: Service, publisher: Publisher
+) -> None:
+    assert await status(published, publisher.token("alice")) == 200
+    forger = SigningKey("x")
+    for number in range(10_000):
+        forger.name = f"made up {number}"
+        token = publisher.token("alice", forger)
+        if number < 100:
+            assert await status(published, token) == 401
+        else:
+            headers = {"Authorization": f"Bearer {token}"}
+            assert (await published.client.get("/api/tasks", headers=headers)).status_code == 401
+    assert publisher.requests == 2
+
+
+async def test_next_window_fetches_again(
+    published: Service, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for token in (publisher.token("alice"), publisher.token("alice", SigningKey("made up"))):
+        await status(published, token)
+    assert publisher.requests == 2
+    publisher.rotate("second")
+    assert await status(published, publisher.token("alice")) == 401
+    monkeypatch.setattr(key_set, "WINDOW_SECONDS", 0.0)
+    assert await status(published, publisher.token("alice")) == 200
+
+
+async def test_last_good_keys_survive_an_outage(
+    published: Service, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_set, "WINDOW_SECONDS", 0.0)
+    monkeypatch.setattr(key_set, "MAXIMUM_SECONDS", 0.3)
+    assert await status(published, publisher.token("alice")) == 200
+    modes: list[Mode] = ["error", "html", "redirect", "large", "endless", "drip", "hang", "gzip"]
+    for mode in modes:
+        publisher.mode = mode
+        asked = publisher.requests
+        assert await status(published, publisher.token("alice", SigningKey("made up"))) == 401
+        assert publisher.requests == asked + 1, mode
+        assert await status(published, publisher.token("bob")) == 200, mode
+    publisher.mode = "ok"
+    publisher.keys = [{"kty": "oct", "k": "AAAA"}]
+    assert await status(published, publisher.token("alice", SigningKey("made up"))) == 401
+    assert await status(published, publisher.token("alice")) == 200
+    await publisher.stop()
+    assert await status(published, publisher.token("carol")) == 200
+    assert publisher.others == 0, "a redirect was followed"
+    await publisher.start()
+
+
+async def test_never_loaded_is_503_and_recovers_without_a_restart(
+    database_url: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_set, "FIRST_WINDOW_SECONDS", 0.0)
+    async with Publisher() as publisher:
+        await publisher.stop()
+        async with running_service(
+            database_url, short_folder, better_auth_url=publisher.url
+        ) as service:
+            assert await status(service, publisher.token("alice")) == 503
+            assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
+            assert await status(service, "nonsense") == 401
+            await publisher.start()
+            assert await status(service, publisher.token("alice")) == 200
+
+
+async def test_withdrawn_key_stops_working_at_the_next_refresh(
+    database_url: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for tokens whose signature was remembered. Every five minutes in production."""
+    assert key_set.REFRESH_SECONDS + key_set.MAXIMUM_SECONDS < 600
+    monkeypatch.setattr(key_set, "REFRESH_SECONDS", 0.05)
+    async with (
+        Publisher() as publisher,
+        running_service(database_url, short_folder, better_auth_url=publisher.url) as service,
+    ):
+        token = publisher.token("alice")
+        assert await status(service, token) == 200
+        publisher.rotate("second", keep=False)
+        asked = publisher.requests
+        await until(lambda: publisher.requests > asked + 1)
+        assert await status(service, token) == 401
+        assert await status(service, publisher.token("alice")) == 200
+
+
+async def test_both_kinds_of_key_side_by_side(
+    database_url: str, short_folder: Path, publisher: Publisher
+) -> None:
+    async with running_service(
+        database_url, short_folder, better_auth_url=publisher.url
+    ) as service:
+        assert await status(service, publisher.token("alice")) == 200
+        assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
+        x = publisher.keys[0]["x"]
+        for secret in (x, publisher.key.name, str(publisher.keys[0])):
+            assert secret != SECRET
+            assert await status(service, publisher.token("alice", SigningKey("first"))) == 401

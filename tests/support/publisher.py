@@ -1,0 +1,123 @@
+"""An issuer's key set on loopback, with keys of our own making and every way to misbehave."""
+
+import asyncio
+import json
+import time
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from jwt.algorithms import OKPAlgorithm
+
+Mode = Literal["ok", "error", "html", "redirect", "large", "endless", "drip", "hang", "gzip"]
+
+
+class SigningKey:
+    """An Ed25519 key with a name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.private = Ed25519PrivateKey.generate()
+
+    @property
+    def published(self) -> dict[str, Any]:
+        """The key as Better Auth publishes it."""
+        jwk = OKPAlgorithm.to_jwk(self.private.public_key(), as_dict=True)
+        return {"alg": "EdDSA", "crv": "Ed25519", "x": jwk["x"], "kty": "OKP", "kid": self.name}
+
+
+class Publisher:
+    """Publishes `keys` at `/api/auth/jwks`, and counts who asks."""
+
+    def __init__(self) -> None:
+        self.key = SigningKey("first")
+        self.keys: list[Any] = [self.key.published]
+        self.mode: Mode = "ok"
+        self.requests = 0
+        self.others = 0
+        self._port = 0
+        self._connections: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        """What `BETTER_AUTH_URL` must be."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def rotate(self, name: str, *, keep: bool = True) -> SigningKey:
+        """Sign with a new key from now on; publish the old ones too, or not."""
+        self.key = SigningKey(name)
+        self.keys = [*(self.keys if keep else []), self.key.published]
+        return self.key
+
+    def token(self, user: str, key: SigningKey | None = None, **claims: Any) -> str:
+        """Return a token as Better Auth issues it."""
+        signing, now = key or self.key, int(time.time())
+        payload = {"sub": user, "iat": now, "exp": now + 900, "iss": self.url, "aud": self.url}
+        return jwt.encode(
+            {**payload, **claims}, signing.private, "EdDSA", {"kid": signing.name, "typ": None}
+        )
+
+    async def start(self) -> None:
+        """Listen; after `stop`, on the same port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Listen no more."""
+        self._server.close()
+        for connection in self._connections:
+            connection.close()
+        await self._server.wait_closed()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
+        try:
+            request = await reader.readuntil(b"\r\n\r\n")
+            if request.startswith(b"GET /api/auth/jwks "):
+                self.requests += 1
+                await self._answer(writer)
+            else:
+                self.others += 1
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self._connections.discard(writer)
+            writer.close()
+
+    async def _answer(self, writer: asyncio.StreamWriter) -> None:
+        body = json.dumps({"keys": self.keys}).encode()
+        head, length = "200 OK\r\nContent-Type: application/json", len(body)
+        if self.mode == "error":
+            head = "500 Oops"
+        elif self.mode == "redirect":
+            head = f"302 Found\r\nLocation: {self.url}/elsewhere"
+        elif self.mode == "html":
+            body = b"<html>"
+        elif self.mode == "large":
+            body = body.ljust(10_000_000)
+        elif self.mode == "gzip":
+            head += "\r\nContent-Encoding: gzip"
+        length = len(body)
+        endless = self.mode in {"endless", "drip", "hang"}
+        framing = "Connection: close" if endless else f"Content-Length: {length}"
+        writer.write(f"HTTP/1.1 {head}\r\n{framing}\r\n\r\n".encode())
+        while endless:
+            if self.mode != "hang":
+                writer.write(b" " * (65_536 if self.mode == "endless" else 1))
+                await writer.drain()
+            await asyncio.sleep(0 if self.mode == "endless" else 0.02)
+        writer.write(body)
+        await writer.drain()
