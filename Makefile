@@ -7,6 +7,8 @@ UV := .uv/bin/uv
 export UV_CACHE_DIR := $(CURDIR)/.uv/cache
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 export UV_PYTHON_DOWNLOADS := never
+# Behind a proxy with its own certificate only the system's store knows it.
+export UV_SYSTEM_CERTS := $(if $(wildcard /etc/ssl/certs/*),true,false)
 BIN := .venv/bin
 
 .PHONY: help
