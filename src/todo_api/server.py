@@ -1,6 +1,7 @@
 """Serving: one process or several, and an orderly end."""
 
 import asyncio
+import os
 import signal
 import socket
 from functools import partial
@@ -57,7 +58,8 @@ def listener(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         raise StartupError(
-            f"PORT: cannot listen on {settings.host} port {settings.port} ({error.strerror})"
+            f"PORT: cannot listen on {settings.host} port {settings.port}"
+            f" ({os.strerror(error.errno or 0)})"
         ) from error
 
 
