@@ -1,6 +1,7 @@
 """A real PostgreSQL for every test: one server a run, one migrated copy a test."""
 
 import os
+import socket
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
@@ -85,6 +86,14 @@ def short_folder() -> Iterator[Path]:
     """A folder whose path leaves room for a socket's name (107 bytes)."""
     with TemporaryDirectory(prefix="t-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def at_database(url: str, name: str) -> str:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,8 @@ from todo_api.settings import Settings
 
 if TYPE_CHECKING:
     from socket import socket
+
+    from todo_api.check import Finding
 
 cli = typer.Typer(
     help="A multi-user to-do REST API.",
@@ -82,6 +85,34 @@ def token(
     settings = development.with_secret(Settings.load())
     lifetime = _seconds(expires_in)
     print(development.token(settings, user, lifetime=lifetime, email=email))  # noqa: T201
+
+
+@cli.command()
+def check(
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is configured and whether it works; exit with 1 where something does not."""
+    found = asyncio.run(_findings())
+    well = all(finding.status != "failure" for finding in found)
+    if as_json:
+        print(json.dumps({"ok": well, "checks": [asdict(each) for each in found]}, indent=2))  # noqa: T201
+    else:
+        for each in found:
+            print(f"{each.status:8} {each.subject}: {each.detail}")  # noqa: T201
+    sys.exit(0 if well else 1)
+
+
+async def _findings() -> "list[Finding]":
+    from todo_api import check  # noqa: PLC0415
+
+    try:
+        settings = Settings.load()
+        with _database(settings) as url:
+            with_keys = development.with_secret(settings)
+            return [finding async for finding in check.findings(with_keys, url)]
+    except StartupError as error:
+        return [check.Finding("settings", "failure", str(error))]
 
 
 @cli.command()

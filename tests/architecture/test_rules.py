@@ -25,8 +25,9 @@ LAYERS: dict[str, set[str]] = {
     "tasks": {"http", "auth", "database", "settings", "errors"},
     "app": {"tasks", "http", "auth", "database", "settings", "errors"},
     "development": {"auth", "settings", "errors"},
+    "check": {"auth", "database", "settings", "errors"},
     "server": {"app", "http", "database", "settings", "errors"},
-    "cli": {"server", "app", "development", "http", "database", "settings", "errors"},
+    "cli": {"server", "check", "app", "development", "http", "database", "settings", "errors"},
 }
 """What each part may import of ours, beside itself."""
 

@@ -33,9 +33,9 @@ class Program:
                 return found[1]
         raise AssertionError(f"the program ended without printing {pattern}")
 
-    def client(self) -> httpx2.Client:
-        """Return a client that is signed in as the printed line is."""
-        headers = {"Authorization": f"Bearer {self.example_token}"}
+    def client(self, token: str | None = None) -> httpx2.Client:
+        """Return a client that is signed in, with the token of the printed line if not given."""
+        headers = {"Authorization": f"Bearer {token or self.example_token}"}
         return httpx2.Client(base_url=self.address, headers=headers, timeout=15)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:

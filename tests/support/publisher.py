@@ -54,9 +54,8 @@ class Publisher:
         """Return a token as Better Auth issues it."""
         signing, now = key or self.key, int(time.time())
         payload = {"sub": user, "iat": now, "exp": now + 900, "iss": self.url, "aud": self.url}
-        return jwt.encode(
-            {**payload, **claims}, signing.private, "EdDSA", {"kid": signing.name, "typ": None}
-        )
+        given = {k: v for k, v in {**payload, **claims}.items() if v is not None}
+        return jwt.encode(given, signing.private, "EdDSA", {"kid": signing.name, "typ": None})
 
     async def start(self) -> None:
         """Listen; after `stop`, on the same port."""

@@ -108,6 +108,11 @@ class Connection:
         return cls(connection, prepare=prepare, on_free=on_free, on_lost=on_lost)
 
     @property
+    def server_version(self) -> int:
+        """The server's version as libpq has it: 180006 for 18.6."""
+        return self._pgconn.server_version
+
+    @property
     def busy(self) -> bool:
         """Whether commands are under way."""
         return self._answer is not None

@@ -124,6 +124,12 @@ class Database:
         except QueryFailed as failure:
             raise _answer(failure) from failure
 
+    @property
+    def server_version(self) -> str:
+        """The version of the server, of a database that is open."""
+        major, minor = divmod(next(iter(self._open)).server_version, 10_000)
+        return f"{major}.{minor}"
+
     async def is_ready(self) -> bool:
         """Tell whether the database answers.
 
@@ -133,10 +139,17 @@ class Database:
         if not self._in_doubt:
             return True
         try:
-            await self._attempt([(_PING, [])])
-        except (ApiError, QueryFailed):
+            await self.ping()
+        except ApiError:
             return False
         return True
+
+    async def ping(self) -> None:
+        """Ask the database for an answer. Raises one of our `ApiError`s."""
+        try:
+            await self._attempt([(_PING, [])])
+        except QueryFailed as failure:
+            raise _answer(failure) from failure
 
     def _commands(self, statement: Statement, values: Mapping[str, object]) -> Sequence[Command]:
         """Put before a statement what has to precede it in the same transaction."""

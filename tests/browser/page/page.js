@@ -1,0 +1,178 @@
+// A to-do list: Better Auth's own client signs in, fetch calls the API on another origin.
+import { createAuthClient, jwtClient } from "/client.js";
+
+// Only a test may take it from the address: whoever wrote the link would get the token.
+const api = new URLSearchParams(location.search).get("api");
+const auth = createAuthClient({ plugins: [jwtClient()] });
+const element = (id) => document.getElementById(id);
+
+/** What the user reads: a message, and perhaps the particulars of the answer. */
+class Failure extends Error {
+  constructor(message, particulars = "") {
+    super(message);
+    this.particulars = particulars;
+  }
+}
+
+/** Do what an event asks for, and say what went wrong. */
+function on(target, event, action) {
+  target.addEventListener(event, async (happened) => {
+    happened.preventDefault();
+    await attempt(action);
+  });
+}
+
+async function attempt(action) {
+  try {
+    await action();
+    element("alert").replaceChildren();
+  } catch (error) {
+    const particulars = document.createElement("small");
+    particulars.textContent = error.particulars ?? "";
+    element("alert").replaceChildren(error.message, particulars);
+  }
+}
+
+// --- Signing in ---------------------------------------------------------------------------------
+
+const sign = element("sign");
+let newcomer = false;
+let token = null;
+
+/** Better Auth's client never throws: it returns data or an error. */
+async function asked(answer) {
+  const { data, error } = await answer;
+  if (error) throw new Failure(error.message || "The sign-in service does not answer.");
+  return data;
+}
+
+/** The JWT for the API, a new one where it has less than a minute left. */
+async function bearer() {
+  if (!token || expiry(token) < Date.now() + 60_000) token = (await asked(auth.token())).token;
+  return token;
+}
+
+function expiry(jwt) {
+  const claims = jwt.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
+  return JSON.parse(atob(claims)).exp * 1000;
+}
+
+function showForm() {
+  const [does, other] = ["Sign in", "Create an account"];
+  sign.querySelector("h2").textContent = newcomer ? other : does;
+  sign.querySelector("[type=submit]").textContent = newcomer ? other : does;
+  element("other").textContent = newcomer ? does : other;
+  element("name").hidden = !newcomer;
+  sign.elements.name.required = newcomer;
+  sign.elements.password.autocomplete = newcomer ? "new-password" : "current-password";
+}
+
+/** Show the tasks of the session, or the form where there is none. */
+async function enter() {
+  const session = await asked(auth.getSession());
+  sign.hidden = Boolean(session);
+  element("tasks").hidden = element("account").hidden = !session;
+  element("email").textContent = session?.user.email ?? "";
+  token = null;
+  list.replaceChildren();
+  if (!session) return;
+  list.append(...(await call("GET", "/api/tasks")).map(item));
+  count();
+  add.elements.title.focus();
+}
+
+on(element("other"), "click", () => {
+  newcomer = !newcomer;
+  showForm();
+});
+
+on(sign, "submit", async () => {
+  const given = Object.fromEntries(new FormData(sign));
+  await asked(newcomer ? auth.signUp.email(given) : auth.signIn.email(given));
+  sign.reset();
+  await enter();
+});
+
+on(element("sign-out"), "click", async () => {
+  await asked(auth.signOut());
+  await enter();
+});
+
+// --- Tasks --------------------------------------------------------------------------------------
+
+const add = element("add");
+const list = element("list");
+
+/** Call the API; return the answer's JSON, or throw the message of its error. */
+async function call(method, path, body) {
+  const headers = { Authorization: `Bearer ${await bearer()}` };
+  if (body) headers["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(api + path, { method, headers, body: JSON.stringify(body) });
+  } catch {
+    // A TypeError, whether nobody answered or this origin may not read it: that is all we learn.
+    throw new Failure("The API cannot be reached, or does not know this page.");
+  }
+  if (response.status === 204) return null;
+  const answer = await response.json();
+  if (!response.ok) throw new Failure(answer.error, particulars(response));
+  return answer;
+}
+
+function particulars({ status, headers }) {
+  const wait = headers.get("Retry-After");
+  const again = wait ? `Try again in ${wait} s. ` : "";
+  return `${again}Status ${status}, request ${headers.get("X-Request-ID")}`;
+}
+
+/** The row of a task. */
+function item(task) {
+  const row = element("task").content.cloneNode(true).firstElementChild;
+  const [done, title] = row.querySelectorAll("input");
+  const remove = row.querySelector("button");
+
+  function show(changed) {
+    task = changed;
+    done.checked = task.completed;
+    done.ariaLabel = task.title;
+    title.value = task.title;
+    remove.ariaLabel = `Delete ${task.title}`;
+    count();
+  }
+  async function change(method, path, body) {
+    try {
+      show(await call(method, path, body));
+    } catch (error) {
+      show(task); // as it still is
+      throw error;
+    }
+  }
+
+  on(done, "change", () =>
+    change("PATCH", `/api/tasks/${task.id}/complete`, { completed: done.checked }));
+  on(title, "change", () => change("PUT", `/api/tasks/${task.id}`, { title: title.value }));
+  on(remove, "click", async () => {
+    await call("DELETE", `/api/tasks/${task.id}`);
+    row.remove();
+    count();
+    add.elements.title.focus();
+  });
+  show(task);
+  return row;
+}
+
+function count() {
+  const open = list.querySelectorAll("[type=checkbox]:not(:checked)").length;
+  const all = list.children.length;
+  element("count").textContent = all ? `${open} of ${all} to do` : "Nothing to do yet.";
+}
+
+on(add, "submit", async () => {
+  list.prepend(item(await call("POST", "/api/tasks", { title: add.elements.title.value })));
+  add.reset();
+  count();
+});
+
+showForm();
+await attempt(enter);
