@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from todo_api import development
+from todo_api.auth.tokens import SUBJECT_LENGTH
 from todo_api.errors import StartupError
 from todo_api.settings import Settings
 
@@ -31,6 +32,8 @@ cli = typer.Typer(
 
 def main() -> None:
     """Run a command. What cannot start says why in one line and exits with 1."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     try:
         cli()
     except StartupError as error:
@@ -47,8 +50,6 @@ def serve(
     from todo_api import server  # noqa: PLC0415  commands that do not serve start without it
     from todo_api.http.logs import configure_logging  # noqa: PLC0415
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
     settings = Settings.load(host=host, port=port, workers=workers)
     configure_logging(settings)
     with server.listener(settings) as listener, _database(settings) as url:
@@ -84,6 +85,8 @@ def token(
     """Print a token for a user, signed with the shared secret."""
     settings = development.with_secret(Settings.load())
     lifetime = _seconds(expires_in)
+    if not user.strip() or len(user) > SUBJECT_LENGTH:
+        raise typer.BadParameter(f"the user's id must have 1 to {SUBJECT_LENGTH} characters")
     print(development.token(settings, user, lifetime=lifetime, email=email))  # noqa: T201
 
 
@@ -157,7 +160,7 @@ def _greet(settings: Settings, listener: "socket", *, development_mode: bool) ->
 
 def _seconds(duration: str) -> float:
     """Read a duration such as 90s, 15m, 1h or 7d."""
-    match = re.fullmatch(r"(\d{1,9})([smhd]?)", duration, re.ASCII)
+    match = re.fullmatch(r"([1-9]\d{0,5})([smhd]?)", duration, re.ASCII)
     if match is None:
         raise typer.BadParameter("must be a number of seconds, or like 15m, 1h or 7d")
     return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]

@@ -10,7 +10,7 @@ import jwt
 from pydantic import SecretStr
 
 from todo_api.errors import StartupError
-from todo_api.settings import Settings
+from todo_api.settings import MINIMUM_SECRET_BYTES, Settings
 
 USER = "demo"
 """Whose token the start-up message shows."""
@@ -72,6 +72,9 @@ def _kept_secret(file: Path) -> str:
                 pass
             finally:
                 draft.unlink()
-        return file.read_text()
+        secret = file.read_text()
     except OSError as error:
         raise StartupError(f"DATA_DIR: cannot keep a secret there ({error.strerror})") from error
+    if len(secret) < MINIMUM_SECRET_BYTES:
+        raise StartupError(f"DATA_DIR: the file {file.name} there is damaged; delete it")
+    return secret

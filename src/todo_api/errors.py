@@ -19,6 +19,7 @@ Each class carries its status, its message and its headers, so one handler
     ├── InternalError            500
     │   └── DatabaseUnreachable  500
     └── ServiceUnavailable       503
+        ├── ShuttingDown         503
         ├── DatabaseBusy         503, no free connection in time
         ├── StatementTimeout     503
         └── KeysUnavailable      503, no signing key could be loaded yet
@@ -126,10 +127,9 @@ class MethodNotAllowed(ApiError):
 
 
 class BodyTooLarge(ApiError):
-    """The body is over the limit. What is left of it is not read: the connection closes."""
+    """The body is over the limit. What is left of it is not looked at."""
 
     status = 413
-    headers: Mapping[str, str] = {"Connection": "close"}
 
 
 class UnsupportedMediaType(ApiError):
@@ -159,6 +159,10 @@ class ServiceUnavailable(ApiError):
     status = 503
     message = "Service temporarily unavailable"
     headers: Mapping[str, str] = {"Retry-After": "1"}
+
+
+class ShuttingDown(ServiceUnavailable):
+    """The request was still unfinished when the time for an orderly end had run out."""
 
 
 class DatabaseBusy(ServiceUnavailable):

@@ -16,6 +16,7 @@ from todo_api.app import create_app
 from todo_api.database.database import Database
 from todo_api.errors import StartupError
 from todo_api.http.logs import configure_logging
+from todo_api.http.protocol import StrictProtocol
 from todo_api.settings import Settings
 
 
@@ -45,6 +46,7 @@ def configuration(settings: Settings, database_url: str) -> uvicorn.Config:
         server_header=False,
         date_header=True,
         proxy_headers=False,
+        http=StrictProtocol,
         ws="none",
         lifespan="on",
         timeout_graceful_shutdown=settings.shutdown_timeout,
@@ -58,7 +60,7 @@ def listener(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         raise StartupError(
-            f"PORT: cannot listen on {settings.host} port {settings.port}"
+            f"HOST and PORT: cannot listen on {settings.host} port {settings.port}"
             f" ({os.strerror(error.errno or 0)})"
         ) from error
 

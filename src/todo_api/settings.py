@@ -4,6 +4,7 @@ Names and defaults are the environment's; `.env.example` lists them all. A wrong
 program with one line that names the variable and never shows the value.
 """
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,17 +22,28 @@ MINIMUM_SECRET_BYTES = 32
 def is_loopback(host: str) -> bool:
     """Tell whether a host name or address can only be this machine."""
     try:
-        return ip_address(host.strip("[]")).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
+_HOST = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
+"""A host name as a browser sends it: in lower case, and in punycode where it has other letters."""
+
+
 def _web_address(value: str) -> SplitResult:
-    """Split an http(s) address; `ValueError` where it is none."""
-    url = urlsplit(value)
-    if url.scheme not in {"http", "https"} or not url.hostname or url.username or url.password:
+    """Split an http(s) address; `ValueError` where it is none, without its text."""
+    try:
+        url = urlsplit(value)
+        host, _ = url.hostname or "", url.port
+        if ":" in host:
+            ip_address(host)
+    except ValueError:
+        raise ValueError("must be an http(s) address") from None
+    if url.scheme not in {"http", "https"} or url.username is not None:
         raise ValueError("must be an http(s) address without credentials")
-    _ = url.port  # raises ValueError where it is no number
+    if ":" not in host and not _HOST.fullmatch(host):
+        raise ValueError("must have a plain host name (punycode for other letters)")
     return url
 
 
@@ -148,7 +160,14 @@ class Settings(BaseSettings):
                 raise ValueError("must name each origin: * would let every site call the API")
             if item.count("/") > len("//") or "?" in item or "#" in item:
                 raise ValueError("must be origins such as https://app.example.com, without a path")
+        if not items:
+            raise ValueError("must name at least one origin")
         return tuple(origin_of(item) for item in items)
+
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, value: str) -> str:
+        return value.removeprefix("[").removesuffix("]")
 
     @field_validator("log_level", "log_format", mode="before")
     @classmethod
@@ -196,8 +215,13 @@ def variables() -> dict[str, Any]:
 
 
 def _variable(location: tuple[int | str, ...]) -> str:
-    """Name the variable of a validation error."""
+    """Name the variable of a validation error, and its other names: any of them may be set."""
     name = str(location[0]) if location else "settings"
+    for field in Settings.model_fields.values():
+        alias = field.validation_alias
+        if isinstance(alias, AliasChoices) and name in alias.choices:
+            first, *others = map(str, alias.choices)
+            return f"{first} (or {', '.join(others)})"
     return name.upper()
 
 

@@ -45,7 +45,7 @@ async def test_wrong_verb_is_405_with_allow_and_without_a_token(
         *("/", "/api", "/api/", "/tasks", "/api/tasks/", "/api/tasks/1/", "/api/tasks/1/complete/"),
         *("/api/alice/tasks/", "//api/tasks", "/api//tasks"),
         *("/API/tasks", "/health/", "/redoc", "/docs/", "/metrics", "/api/alice", "/api/tasks/1/x"),
-        "/docs/nothing.js",
+        *("/docs/nothing.js", "/api/tasks%0A", "/health%0A", "/api%2Ftasks", "/api/tasks%2F1"),
     ],
 )
 async def test_unknown_path_is_404_without_a_token(service: Service, path: str) -> None:

@@ -80,6 +80,13 @@ async def test_location_is_encoded_for_a_user_id_with_other_characters(service: 
     assert again.json() == response.json()
 
 
+async def test_user_id_with_a_slash_has_its_own_path(service: Service) -> None:
+    response = await service.request("POST", "/api/a%2Fb/tasks", "a/b", json={"title": "x"})
+    assert response.status_code == 201
+    assert response.headers["location"].startswith("/api/a%2Fb/tasks/")
+    assert (await service.request("GET", "/api/a/b/tasks", "a/b")).status_code == 404
+
+
 async def test_first_write_makes_the_user_and_later_ones_keep_him(
     service: Service, sql: psycopg.Connection
 ) -> None:

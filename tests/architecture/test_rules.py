@@ -27,7 +27,17 @@ LAYERS: dict[str, set[str]] = {
     "development": {"auth", "settings", "errors"},
     "check": {"auth", "database", "settings", "errors"},
     "server": {"app", "http", "database", "settings", "errors"},
-    "cli": {"server", "check", "app", "development", "http", "database", "settings", "errors"},
+    "cli": {
+        "auth",
+        "server",
+        "check",
+        "app",
+        "development",
+        "http",
+        "database",
+        "settings",
+        "errors",
+    },
 }
 """What each part may import of ours, beside itself."""
 

@@ -12,7 +12,7 @@ from sqlalchemy import NullPool, create_engine
 from sqlmodel import SQLModel
 
 from todo_api.database import migrations
-from todo_api.database.address import direct_url
+from todo_api.database.address import conninfo
 from todo_api.errors import StartupError
 from todo_api.tasks import model
 
@@ -257,8 +257,11 @@ def test_migrations_go_to_neons_direct_host() -> None:
     tail = "/neondb?sslmode=require&channel_binding=require"
     pooled = f"postgresql://u:p-pooler@ep-cool-rain-123-pooler.eu-central-1.aws.neon.tech{tail}"
     direct = f"postgresql://u:p-pooler@ep-cool-rain-123.eu-central-1.aws.neon.tech{tail}"
-    assert direct_url(pooled) == direct_url(direct) == direct
-    assert direct_url("postgres://u@db-pooler.example/x") == "postgresql://u@db-pooler.example/x"
+    assert conninfo(pooled, direct=True) == conninfo(direct)
+    assert "host=ep-cool-rain-123-pooler." in conninfo(pooled)
+    assert "password=p-pooler" in conninfo(pooled, direct=True)
+    assert "host=db-pooler.example" in conninfo("postgres://u@db-pooler.example/x", direct=True)
+    assert "port=1,2" in conninfo("postgres://u@a:1,b:2/x", direct=True)
 
 
 def test_locked_table_gives_up_in_time_and_changes_nothing(

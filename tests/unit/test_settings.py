@@ -101,6 +101,14 @@ WRONG: list[tuple[str, dict[str, str]]] = [
     ("CORS_ORIGINS", {"CORS_ORIGINS": "*"}),
     ("CORS_ORIGINS", {"CORS_ORIGINS": "https://a.example/hunter2"}),
     ("CORS_ORIGINS", {"FRONTEND_URL": "hunter2"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "http://localhost:hunter2"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "http://[hunter2]"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "http://a..hunter2"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "http://hunter2 x"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "https://bücher.hunter2"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": ","}),
+    ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "https://host:hunter2"}),
+    ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "https://hunter2℀.com"}),
     ("LOG_LEVEL", {"LOG_LEVEL": "hunter2"}),
     ("LOG_FORMAT", {"LOG_FORMAT": "hunter2"}),
     ("ROW_SECURITY", {"ROW_SECURITY": "hunter2"}),
@@ -115,7 +123,7 @@ def test_wrong_value_is_one_line_that_names_the_variable(
     with pytest.raises(StartupError) as caught:
         load(monkeypatch, **environment)
     said = str(caught.value)
-    assert said.startswith(f"{name}: ")
+    assert said.startswith((f"{name}: ", f"{name} (or "))
     assert "\n" not in said
     assert "hunter2" not in said
 

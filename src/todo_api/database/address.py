@@ -2,7 +2,6 @@
 
 import re
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -19,32 +18,22 @@ DEFAULTS = {
     "application_name": "todo-api",
 }
 
-
-def libpq_url(url: str) -> str:
-    """Return a `postgres://` URL in the spelling that every library takes."""
-    return "postgresql://" + url.split("://", 1)[1]
+_NEON_POOLER = re.compile(r"-pooler((?:\.[\w-]+)*\.neon\.tech)")
 
 
-def direct_url(url: str) -> str:
-    """Return Neon's direct host for its pooled one: migrations need a session of their own."""
-    parts = urlsplit(libpq_url(url))
-    login, at, host = parts.netloc.rpartition("@")
-    name, dot, domain = host.partition(".")
-    if not (name.endswith("-pooler") and ".neon.tech" in domain):
-        return libpq_url(url)
-    direct = f"{login}{at}{name.removesuffix('-pooler')}{dot}{domain}"
-    return urlunsplit(parts._replace(netloc=direct))
-
-
-def conninfo(url: str) -> str:
+def conninfo(url: str, *, direct: bool = False) -> str:
     """Return libpq's connection string, with our defaults where the URL says nothing.
 
+    libpq alone reads the URL: what it accepts is accepted. `direct` asks for Neon's direct host in
+    place of its pooled one, for what needs a session of its own.
     Raises `StartupError` where libpq cannot read it.
     """
     try:
-        given: dict[str, Any] = conninfo_to_dict(libpq_url(url))
+        given: dict[str, Any] = conninfo_to_dict(url)
+        if direct and "host" in given:
+            given["host"] = _NEON_POOLER.sub(r"\1", given["host"])
         return make_conninfo("", **{**DEFAULTS, **given})
-    except psycopg.ProgrammingError:  # its message shows the URL
+    except psycopg.Error:  # its message shows the URL
         raise StartupError("DATABASE_URL: is not a PostgreSQL URL that libpq can read") from None
 
 

@@ -119,6 +119,7 @@ class Database:
         except QueryFailed as failure:
             if not _may_repeat(failure, statement):
                 raise _answer(failure) from failure
+        self._drop_idle()  # whatever ended that one may have ended them all
         try:
             return await self._attempt(commands)
         except QueryFailed as failure:
@@ -221,6 +222,10 @@ class Database:
         self._in_doubt = self._in_doubt or not connection.closing
         if connection.busy:
             self._slots.release()
+
+    def _drop_idle(self) -> None:
+        while self._idle:
+            self._idle.pop()[0].close()
 
     def _sweep(self) -> None:
         """Close what has been idle for long; those used last are at the end."""

@@ -1,6 +1,7 @@
 """How an answer is written: JSON bytes, and every error in the one shape."""
 
 import json
+from asyncio import CancelledError
 from collections.abc import Mapping
 
 import structlog
@@ -9,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from todo_api.errors import ApiError, InternalError, NotFound
+from todo_api.errors import ApiError, InternalError, NotFound, ShuttingDown
 
 log = structlog.get_logger()
 
@@ -72,6 +73,10 @@ class UnexpectedErrors:
 
         try:
             await self._app(scope, receive, remember_start)
+        except CancelledError:  # by the server alone, when its time to shut down is over
+            if started:
+                raise
+            await error_answer(ShuttingDown())(scope, receive, send)
         except Exception:
             if started or scope["type"] != "http":
                 raise

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import jiter
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from todo_api.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
 
@@ -30,10 +30,13 @@ async def _read(request: Request) -> bytes:
     if announced.isdecimal() and int(announced[:20]) > MAXIMUM_BYTES:
         raise BodyTooLarge(f"Body must be {MAXIMUM_BYTES} bytes or less")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAXIMUM_BYTES:
-            raise BodyTooLarge(f"Body must be {MAXIMUM_BYTES} bytes or less")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAXIMUM_BYTES:
+                raise BodyTooLarge(f"Body must be {MAXIMUM_BYTES} bytes or less")
+    except ClientDisconnect:  # nobody will read this answer
+        raise BadRequest("The body ended early") from None
     return bytes(body)
 
 

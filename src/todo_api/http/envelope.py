@@ -48,6 +48,6 @@ class Envelope:
 def _request_id(scope: Scope) -> bytes:
     """Return the caller's id where it is harmless, else a new one."""
     sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
-    if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
-        return bytes(sent[0])
+    if len(sent) == 1 and _REQUEST_ID.fullmatch(request_id := sent[0].strip(b" \t")):
+        return bytes(request_id)
     return secrets.token_hex(16).encode()

@@ -5,6 +5,7 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from importlib.util import find_spec
+from mimetypes import guess_type
 from pathlib import Path
 from re import DOTALL, search
 
@@ -12,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 from todo_api.errors import ServiceUnavailable
 from todo_api.http.answers import json_answer
@@ -72,8 +73,10 @@ def add_documents(app: FastAPI) -> None:
 
 
 def _asset(path: Path) -> Callable[[Request], Awaitable[Response]]:
+    content, media_type = path.read_bytes(), guess_type(path.name)[0]
+
     async def asset(_: Request) -> Response:
-        return FileResponse(path)
+        return Response(content, media_type=media_type)
 
     return asset
 

@@ -7,6 +7,7 @@ single route.
 
 import re
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
@@ -49,7 +50,7 @@ class PathTable(BaseRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Find the path, and serve the verb."""
-        path, scope["path_params"] = self._find(scope["path"])
+        path, scope["path_params"] = self._find(scope["raw_path"].decode("latin-1"))
         route = path.routes.get(scope["method"])
         if route is not None:
             scope["route"] = route
@@ -61,10 +62,13 @@ class PathTable(BaseRoute):
             raise MethodNotAllowed(path.allow)
 
     def _find(self, requested: str) -> tuple[_Path, dict[str, str]]:
-        """Find a path and its parameters. Dot segments fit none: no client sends them as an id."""
+        """Find a path and its parameters.
+
+        In the path as it was sent: an encoded slash is part of an id, not the end of it. Dot
+        segments fit none: no client sends them as an id.
+        """
         if "/./" not in requested and "/../" not in requested:
             for path in self._paths:
-                match = path.regex.match(requested)
-                if match:
-                    return path, match.groupdict()
+                if match := path.regex.fullmatch(requested):
+                    return path, {name: unquote(value) for name, value in match.groupdict().items()}
         raise NotFound

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from typing import Annotated, Any, get_args
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl
 
 import jiter
 from fastapi import Path, Query, Security
@@ -47,7 +47,7 @@ async def list_tasks(tasks: Tasks, query: Annotated[TaskQuery, Query()]) -> Resp
 async def create_task(tasks: Tasks, task: NewTask, request: Request) -> Response:
     """Create a task. `Location` is its path, in the family of the request."""
     created = await tasks.add(task.values())
-    location = f"{quote(request.scope['path'])}/{jiter.from_json(created)['id']}"
+    location = f"{request.scope['raw_path'].decode('latin-1')}/{jiter.from_json(created)['id']}"
     return json_answer(created, 201, {"Location": location})
 
 

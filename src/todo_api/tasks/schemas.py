@@ -6,7 +6,6 @@ contract's, word for word.
 
 import re
 import sys
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -126,10 +125,11 @@ def _ignored(value: object) -> object:
         raise ValueError(f"Text {NO_NUL}")
     if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
         raise ValueError("Number out of range")
-    members = value.values() if isinstance(value, dict) else value
-    if isinstance(members, Iterable) and not isinstance(members, str):
-        for member in members:
+    if isinstance(value, dict | list):
+        for member in value:
             _ignored(member)
+    if isinstance(value, dict):
+        _ignored(list(value.values()))
     return value
 
 

@@ -5,15 +5,16 @@ Inside the package, so that an installed wheel can migrate.
 
 from pathlib import Path
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, MetaData, NullPool, create_engine, text
+from sqlalchemy import Connection, Engine, MetaData, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from todo_api.database.address import direct_url, reason
+from todo_api.database.address import conninfo, reason
 from todo_api.errors import StartupError
 
 ADVISORY_LOCK = 0x70D0_A91
@@ -38,7 +39,7 @@ def migrate(url: str) -> None:
     left as it is: during a rolling update the old version meets the new schema.
     Raises `StartupError`.
     """
-    engine = create_engine(direct_url(url), poolclass=NullPool)
+    engine = _engine(url)
     try:
         with engine.begin() as connection:
             # Of the transaction, not of the session: it holds through a pooler as well.
@@ -52,7 +53,7 @@ def migrate(url: str) -> None:
 
 def revisions(url: str) -> tuple[str | None, str | None]:
     """Return the database's revision, None for an empty one, and the newest that we know."""
-    engine = create_engine(direct_url(url), poolclass=NullPool)
+    engine = _engine(url)
     try:
         with engine.connect() as connection:
             current = MigrationContext.configure(connection).get_current_revision()
@@ -64,6 +65,14 @@ def revisions(url: str) -> tuple[str | None, str | None]:
 def print_sql() -> None:
     """Print the script from an empty database to the newest schema."""
     command.upgrade(configuration(), "head", sql=True)
+
+
+def _engine(url: str) -> Engine:
+    """Return SQLAlchemy's way to the database. libpq alone reads the address."""
+    address = conninfo(url, direct=True)
+    return create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(address), poolclass=NullPool
+    )
 
 
 def _is_newer(connection: Connection) -> bool:

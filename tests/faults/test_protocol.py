@@ -1,0 +1,206 @@
+"""What no client library sends: raw bytes, against the program itself."""
+
+import json
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import psycopg
+import pytest
+
+from support.program import Program, serving
+from support.service import SECRET, bearer, token
+
+LINE = b"POST /api/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+SIGNED = f"Authorization: Bearer {token('alice')}\r\n".encode()
+BODY = b'{"title": "x"}'
+WHOLE = LINE + SIGNED + b"Content-Length: 14\r\nConnection: close\r\n\r\n" + BODY
+
+
+@pytest.fixture
+def program(tmp_path: Path, database_url: str) -> Iterator[Program]:
+    with serving(tmp_path, DATABASE_URL=database_url, BETTER_AUTH_SECRET=SECRET) as program:
+        yield program
+        assert httpx2.get(f"{program.address}/livez").status_code == 200
+        assert program.stop() == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def connect(program: Program) -> socket.socket:
+    host, _, port = program.address.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def exchange(program: Program, request: bytes) -> bytes:
+    """Send bytes and read to the end of the connection."""
+    with connect(program) as connection:
+        connection.sendall(request)
+        return read(connection)
+
+
+def read(connection: socket.socket) -> bytes:
+    answer = b""
+    while data := connection.recv(65_536):
+        answer += data
+    return answer
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def test_odd_targets_and_requests(program: Program) -> None:
+    lines = {
+        "GET /api/x/../tasks HTTP/1.1": 404,
+        "GET /api/./tasks HTTP/1.1": 404,
+        "GET //api/tasks HTTP/1.1": 404,
+        "GET /docs/../../../etc/passwd HTTP/1.1": 404,
+        "GET /docs/%2e%2e/%2e%2e/etc/passwd HTTP/1.1": 404,
+        "OPTIONS * HTTP/1.1": 404,
+        "GET http://evil/api/tasks HTTP/1.1": 401,
+        "GARBAGE": 400,
+        "FOO /health HTTP/1.1": 400,
+        "GET /health HTTP/9.9": 400,
+        "GET /health HTTP/2.0": 400,
+        "GET /health": 400,
+        "GET /health\x00 HTTP/1.1": 400,
+        "CONNECT /health HTTP/1.1": 405,
+        "TRACE /health HTTP/1.1": 405,
+    }
+    for line, expected in lines.items():
+        answer = exchange(program, f"{line}\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert status(answer) == expected, line
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert json.loads(body)["error"], line
+        assert b"x-request-id: " in head.lower(), line
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"",
+        b"Host: x\r\nHost: y\r\n",
+        b"Host: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+        b"Host: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n",
+        b"Host: x\r\nContent-Length: -1\r\n",
+        b"Host: x\r\nTransfer-Encoding: gzip, chunked\r\n",
+        b"Host: x\r\nTransfer-Encoding: xchunked\r\n",
+        b"Host : x\r\n",
+        b"Host: x\r\nA: b\r\n c\r\n",
+        b"Host: x\r\nA: \x00\r\n",
+    ],
+)
+def test_doubtful_framing_is_refused(program: Program, fields: bytes) -> None:
+    answer = exchange(program, b"GET /health HTTP/1.1\r\n" + fields + b"\r\n")
+    assert status(answer) == 400
+    assert b'{"error": ' in answer
+
+
+def test_large_head_is_refused_early(program: Program) -> None:
+    start = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+    assert (
+        status(exchange(program, start + b"A: " + b"x" * 60_000 + b"\r\nConnection: close\r\n\r\n"))
+        == 200
+    )
+    assert status(exchange(program, start + b"A: " + b"x" * 70_000 + b"\r\n\r\n")) == 431
+    assert status(exchange(program, start + b"A: b\r\n" * 300 + b"\r\n")) == 431
+    assert (
+        status(exchange(program, b"GET /health?" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"))
+        == 431
+    )
+    with connect(program) as connection:
+        sent = 0
+        connection.sendall(start + b"A: ")
+        try:
+            while sent < 50_000_000:
+                connection.sendall(b"x" * 65_536)
+                sent += 65_536
+        except OSError:
+            pass
+        assert sent < 10_000_000, "an endless header field was read on and on"
+
+
+def test_trailer_is_no_header_field(program: Program) -> None:
+    chunked = b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\ne\r\n" + BODY + b"\r\n0\r\n"
+    assert status(exchange(program, LINE + chunked + SIGNED + b"\r\n")) == 401
+    assert status(exchange(program, LINE + SIGNED + chunked + SIGNED + b"\r\n")) == 201
+
+
+@pytest.mark.parametrize("upgrade", [b"h2c", b"websocket", b"TLS/1.2"])
+@pytest.mark.parametrize("split", [0, 1, 10, 10_000])
+def test_upgrade_is_ignored_and_the_body_counts(
+    program: Program, sql: psycopg.Connection, upgrade: bytes, split: int
+) -> None:
+    """`curl --http2` sends such a head with every request."""
+    fields = b"Connection: Upgrade, close\r\nUpgrade: " + upgrade + b"\r\n"
+    framed = [
+        b"Content-Length: 14\r\n\r\n" + BODY,
+        b"Transfer-Encoding: chunked\r\n\r\ne\r\n" + BODY + b"\r\n0\r\n\r\n",
+    ]
+    for framing in framed:
+        request = LINE + SIGNED + fields + framing
+        end = len(request) - split if split < len(request) else 1
+        with connect(program) as connection:
+            connection.sendall(request[:end])
+            time.sleep(0.01)  # let the parts arrive apart: there is no event for that
+            connection.sendall(request[end:])
+            assert status(read(connection)) == 201
+    titles = sql.execute("SELECT title FROM tasks").fetchall()
+    assert titles == [("x",), ("x",)]
+
+
+def test_answer_is_sent_before_what_cannot_be_parsed(
+    program: Program, sql: psycopg.Connection
+) -> None:
+    answer = exchange(program, WHOLE.replace(b"Connection: close\r\n", b"") + b"GARBAGE\r\n\r\n")
+    assert status(answer) == 201
+    assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
+
+
+def test_pipelined_requests_are_answered_in_order(program: Program) -> None:
+    first = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    answer = exchange(program, first * 3 + WHOLE)
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+    assert answer.count(b"HTTP/1.1 201 Created") == 1
+
+
+@pytest.mark.parametrize("size", [200_000, 1_000_000, 5_000_000])
+def test_refusal_of_a_large_body_reaches_the_client(program: Program, size: int) -> None:
+    for _ in range(5):
+        answer = httpx2.post(
+            f"{program.address}/api/tasks",
+            headers={**bearer("alice"), "Content-Type": "application/json"},
+            content=b" " * min(size, 900_000),
+        )
+        assert answer.status_code == 413
+        assert answer.json() == {"error": "Body must be 131072 bytes or less"}
+    with connect(program) as connection:
+        connection.sendall(LINE + SIGNED + b"Content-Length: %d\r\n\r\n" % size)
+        sent = 0
+        try:
+            while sent < 20_000_000:
+                connection.sendall(b" " * 65_536)
+                sent += 65_536
+        except OSError:
+            pass
+        assert sent < 20_000_000, "an endless body was read on and on"
+
+
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Content-Length: 50\r\n\r\n{",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_client_that_leaves_early_is_no_error(program: Program, rest: bytes, reset: bool) -> None:
+    with connect(program) as connection:
+        connection.sendall(LINE + SIGNED + rest)
+        if reset:
+            linger = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
