@@ -20,8 +20,8 @@ run: .venv/runtime ## Serve on 127.0.0.1:8000, with a database of its own
 	@exec $(BIN)/todo-api serve
 
 .PHONY: test
-test: .venv/development ## Run every test, on a real PostgreSQL
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/development .venv/issuer ## Run every test, on a real PostgreSQL
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 .PHONY: check
 check: .venv/development ## Lint, types, architecture
@@ -44,7 +44,7 @@ lock: $(UV) ## Pin the newest versions that pyproject.toml allows
 
 .PHONY: clean
 clean: ## Remove what was installed; the data in .data stays
-	rm -rf .uv .venv
+	rm -rf .uv .venv tests/interop/issuer/node_modules
 
 .venv/runtime: requirements.lock pyproject.toml | $(UV)
 	@test -x $(BIN)/python || $(UV) venv -q --python $(PYTHON) .venv
@@ -54,6 +54,11 @@ clean: ## Remove what was installed; the data in .data stays
 
 .venv/development: requirements-dev.lock .venv/runtime | $(UV)
 	@$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# The real Better Auth that some tests sign in with. Without npm those are skipped, and say so.
+.venv/issuer: tests/interop/issuer/package-lock.json .venv/development
+	@if command -v npm >/dev/null; then npm ci --silent --prefix tests/interop/issuer; fi
 	@touch $@
 
 $(UV):

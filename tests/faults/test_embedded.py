@@ -28,9 +28,11 @@ from todo_api.database.embedded import EmbeddedPostgres
 from todo_api.errors import StartupError
 
 PROGRAM = """
-import sys
+import signal, sys
 from pathlib import Path
 from todo_api.database.embedded import EmbeddedPostgres
+# A shell's background job ignores Ctrl-C, and hands that down to its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with EmbeddedPostgres.start(Path(sys.argv[1])) as server:
     print(server.url, flush=True)
     sys.stdin.read()

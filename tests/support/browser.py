@@ -3,10 +3,12 @@
 import shutil
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from support.waiting import until
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
@@ -61,38 +63,48 @@ def _program() -> str | None:
 class Traffic:
     """What a page and an API exchange, as the browser's network layer sees it.
 
-    Playwright's own events leave out preflights, and its `route` answers them itself.
+    Playwright's own events leave out preflights, and with its `route` it answers them itself.
     """
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self.preflights: dict[tuple[str, str], int] = {}
-        """The status of the answer, by the method asked for and the path."""
-        self.requests: list[tuple[str, str]] = []
-        """Method and path of all others, in order."""
-        self.statuses: list[int] = []
-        """Of the answers to these, read or not."""
-        self._asking: dict[str, tuple[str, str]] = {}
+        self._requests: dict[str, tuple[str, str]] = {}
+        self._statuses: dict[str, int] = {}
 
     async def watch(self, page: "Page") -> None:
         """Begin."""
         session = await page.context.new_cdp_session(page)
         session.on("Network.requestWillBeSent", self._sent)
         session.on("Network.responseReceivedExtraInfo", self._answered)
+        session.on("Network.loadingFailed", self._failed)
         await session.send("Network.enable")
+
+    async def expect(self, *exchanges: tuple[str, str, int]) -> None:
+        """Check method, path and status of all that was exchanged, and begin again.
+
+        In any order: a preflight may be reported before or after what it is for. The status is
+        that of the answer, readable or not, or 0 where a preflight was refused and the request
+        therefore not sent.
+        """
+        expected = sorted(exchanges)
+        with suppress(TimeoutError):
+            await until(lambda: self._seen() == expected)
+        assert self._seen() == expected
+        self._requests.clear()
+
+    def _seen(self) -> list[tuple[str, str, int]]:
+        return sorted(
+            (*request, self._statuses.get(name, -1)) for name, request in self._requests.items()
+        )
 
     def _sent(self, event: dict[str, Any]) -> None:
         request = event["request"]
-        if not request["url"].startswith(self._address):
-            return
-        path = urlsplit(request["url"]).path
-        if event["type"] == "Preflight":
-            headers = {name.lower(): value for name, value in request["headers"].items()}
-            asked = headers["access-control-request-method"], path
-            self._asking[event["requestId"]] = asked
-        else:
-            self.requests.append((request["method"], path))
-            self._asking[event["requestId"]] = ("", "")
+        if request["url"].startswith(self._address):
+            self._requests[event["requestId"]] = request["method"], urlsplit(request["url"]).path
 
     def _answered(self, event: dict[str, Any]) -> None:
-        print("EXTRA", event["requestId"], event["statusCode"], self._asking.get(event["requestId"]))
+        self._statuses[event["requestId"]] = event["statusCode"]
+
+    def _failed(self, event: dict[str, Any]) -> None:
+        if event.get("corsErrorStatus", {}).get("corsError", "").startswith("Preflight"):
+            self._statuses[event["requestId"]] = 0

@@ -58,10 +58,9 @@ function expiry(jwt) {
 }
 
 function showForm() {
-  const [does, other] = ["Sign in", "Create an account"];
-  sign.querySelector("h2").textContent = newcomer ? other : does;
-  sign.querySelector("[type=submit]").textContent = newcomer ? other : does;
-  element("other").textContent = newcomer ? does : other;
+  const does = newcomer ? "Create account" : "Sign in";
+  sign.querySelector("h2").textContent = sign.querySelector("[type=submit]").textContent = does;
+  element("other").textContent = newcomer ? "I have an account" : "I am new here";
   element("name").hidden = !newcomer;
   sign.elements.name.required = newcomer;
   sign.elements.password.autocomplete = newcomer ? "new-password" : "current-password";
@@ -89,7 +88,9 @@ on(element("other"), "click", () => {
 on(sign, "submit", async () => {
   const given = Object.fromEntries(new FormData(sign));
   await asked(newcomer ? auth.signUp.email(given) : auth.signIn.email(given));
+  newcomer = false;
   sign.reset();
+  showForm();
   await enter();
 });
 
