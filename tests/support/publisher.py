@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from email.utils import formatdate
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -34,6 +35,8 @@ class Publisher:
         self.key = SigningKey("first")
         self.keys: list[Any] = [self.key.published]
         self.mode: Mode = "ok"
+        self.clock_offset: float | None = 0.0
+        """Seconds that our clock is ahead; None: we do not say what time it is."""
         self.requests = 0
         self.others = 0
         self._port = 0
@@ -109,6 +112,8 @@ class Publisher:
             body = body.ljust(10_000_000)
         elif self.mode == "gzip":
             head += "\r\nContent-Encoding: gzip"
+        if self.clock_offset is not None:
+            head += f"\r\nDate: {formatdate(time.time() + self.clock_offset, usegmt=True)}"
         length = len(body)
         endless = self.mode in {"endless", "drip", "hang"}
         framing = "Connection: close" if endless else f"Content-Length: {length}"

@@ -1,0 +1,135 @@
+"""`todo-api check`: it finds what is wrong, says what to do, and shows no secret."""
+
+import json
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from support.program import command, environment
+from support.publisher import Publisher
+from support.service import SECRET, settings
+from todo_api.check import Finding, findings
+
+
+@pytest.fixture
+async def publisher() -> AsyncIterator[Publisher]:
+    async with Publisher() as publisher:
+        yield publisher
+
+
+async def look(url: str, **values: Any) -> dict[str, Finding]:
+    found = [finding async for finding in findings(settings(**values), url)]
+    assert len({finding.subject for finding in found}) == len(found)
+    return {finding.subject: finding for finding in found}
+
+
+async def test_all_is_well(database_url: str, publisher: Publisher) -> None:
+    found = await look(database_url, better_auth_url=publisher.url, cors_origins=(publisher.url,))
+    assert {each.status for each in found.values()} == {"ok"}
+    assert list(found) == [
+        *("database", "schema", "row security", "prepared statements"),
+        *("shared secret", "key set", "clock", "origins"),
+    ]
+    assert "PostgreSQL 1" in found["database"].detail
+    assert "1 keys (EdDSA)" in found["key set"].detail
+
+
+async def test_database_that_does_not_answer() -> None:
+    found = await look("postgresql://u:hunter2@127.0.0.1:1/x")
+    assert found["database"] == Finding("database", "failure", "DATABASE_URL: Connection refused")
+    assert "schema" not in found
+
+
+async def test_schema_that_is_missing_or_newer(
+    empty_database_url: str, database_url: str, sql: psycopg.Connection
+) -> None:
+    missing = await look(empty_database_url, auto_migrate=False)
+    assert missing["schema"].status == "failure"
+    assert "todo-api migrate" in missing["schema"].detail
+    assert (await look(empty_database_url))["schema"].status == "warning"
+    sql.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert (await look(database_url))["schema"].status == "warning"
+
+
+async def test_row_security_that_is_off_or_loosened(
+    database_url: str, sql: psycopg.Connection
+) -> None:
+    assert (await look(database_url, row_security=False))["row security"].status == "warning"
+    sql.execute("ALTER POLICY tasks_owner ON tasks USING (true)")
+    assert (await look(database_url))["row security"].status == "failure"
+
+
+@pytest.mark.parametrize("mode", ["error", "html", "redirect", "large"])
+async def test_key_set_that_cannot_be_had(
+    database_url: str, publisher: Publisher, mode: Any
+) -> None:
+    publisher.mode = mode
+    found = await look(database_url, better_auth_url=publisher.url)
+    assert found["key set"].status == "failure"
+    assert "BETTER_AUTH_URL" in found["key set"].detail
+
+
+@pytest.mark.parametrize(
+    ("offset", "status"),
+    [
+        (0, "ok"),
+        (-6, "warning"),
+        (6, "warning"),
+        (-60, "failure"),
+        (60, "failure"),
+        (None, "warning"),
+    ],
+)
+async def test_clock_that_differs(
+    database_url: str, publisher: Publisher, offset: float | None, status: str
+) -> None:
+    publisher.clock_offset = offset
+    found = await look(database_url, better_auth_url=publisher.url)
+    assert found["clock"].status == status
+
+
+async def test_origins_that_do_not_fit(database_url: str, publisher: Publisher) -> None:
+    lacking = await look(database_url, better_auth_url=publisher.url)
+    assert lacking["origins"].status == "warning"
+    assert publisher.url in lacking["origins"].detail
+    plain = await look(database_url, cors_origins=("http://app.example",))
+    assert plain["origins"].status == "warning"
+
+
+def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("check", *arguments),
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_program_says_it_line_by_line_or_as_json(tmp_path: Path, database_url: str) -> None:
+    variables = {"DATABASE_URL": database_url, "BETTER_AUTH_SECRET": SECRET}
+    lines = run(tmp_path, **variables)
+    assert lines.returncode == 0
+    assert {line.split()[0] for line in lines.stdout.splitlines()} == {"ok"}
+    document = json.loads(run(tmp_path, "--json", **variables).stdout)
+    assert document["ok"] is True
+    assert {each["status"] for each in document["checks"]} == {"ok"}
+    assert all(set(each) == {"subject", "status", "detail"} for each in document["checks"])
+
+
+def test_failure_exits_with_1_and_shows_no_secret(tmp_path: Path) -> None:
+    url = "postgresql://user:hunter2@127.0.0.1:1/x"
+    failed = run(tmp_path, DATABASE_URL=url, BETTER_AUTH_SECRET=SECRET)
+    assert failed.returncode == 1
+    wrong = run(tmp_path, "--json", DATABASE_URL=url, BETTER_AUTH_SECRET="hunter2")
+    assert wrong.returncode == 1
+    assert json.loads(wrong.stdout)["ok"] is False
+    for output in (failed.stdout, failed.stderr, wrong.stdout, wrong.stderr):
+        for secret in ("hunter2", SECRET, "127.0.0.1"):
+            assert secret not in output
