@@ -5,22 +5,38 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from todo_api.auth.key_set import KeySet
 from todo_api.auth.owner import Authenticator
 from todo_api.auth.tokens import Expected, Key, Keys, Verifier
 from todo_api.database.database import Database
-from todo_api.errors import ApiError
-from todo_api.http.answers import UnexpectedErrors, answer_error, answer_http_exception
+from todo_api.http.answers import Errors
 from todo_api.http.cors import CORS
 from todo_api.http.envelope import Envelope
-from todo_api.http.pages import add_documents, add_health
+from todo_api.http.pages import add_documents, health_routes
 from todo_api.http.paths import PathTable
 from todo_api.settings import Settings, origin_of
 from todo_api.tasks.owned_tasks import OwnedTasks
 from todo_api.tasks.routes import task_routes
+
+
+class Application(FastAPI):
+    """FastAPI with the layers that this service needs, and no others.
+
+    FastAPI's own (five between the server and a route) cost 20 µs a request, measured, and do
+    nothing here: our routes use none of its exit stacks, and our errors are answered below CORS.
+    """
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return the layers around the routes, the outermost first."""
+        paths = PathTable(self.router.routes)
+        http = Envelope(CORS(Errors(paths), origins=self.state.cors_origins))
+
+        async def stack(scope: Scope, receive: Receive, send: Send) -> None:
+            await (http if scope["type"] == "http" else self.router)(scope, receive, send)
+
+        return stack
 
 
 def create_app(settings: Settings, database_url: str) -> FastAPI:
@@ -29,24 +45,18 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     verifier = Verifier(signing_keys(settings))
     key_set = KeySet(settings.jwks_url, verifier) if settings.jwks_url else None
     authenticator = Authenticator(verifier, key_set)
-    app = FastAPI(
+    app = Application(
         title="todo-api",
         summary="A multi-user to-do list: every user sees his own tasks and nothing else.",
         version="1",
         openapi_url=None,
         redirect_slashes=False,
         lifespan=_lifespan(database, key_set),
-        middleware=[
-            Middleware(Envelope),
-            Middleware(CORS, origins=settings.cors_origins),
-            Middleware(UnexpectedErrors),
-        ],
-        exception_handlers={ApiError: answer_error, HTTPException: answer_http_exception},
     )
+    app.state.cors_origins = settings.cors_origins
     app.router.routes += task_routes(authenticator, partial(OwnedTasks, database=database))
-    add_health(app, database.is_ready)
+    app.router.routes += health_routes(database.is_ready)
     add_documents(app)
-    app.router.routes.insert(0, PathTable(app.router.routes))
     return app
 
 

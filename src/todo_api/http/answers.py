@@ -5,12 +5,10 @@ from asyncio import CancelledError
 from collections.abc import Mapping
 
 import structlog
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from todo_api.errors import ApiError, InternalError, NotFound, ShuttingDown
+from todo_api.errors import ApiError, InternalError, ShuttingDown
 
 log = structlog.get_logger()
 
@@ -27,36 +25,11 @@ def error_answer(error: ApiError) -> Response:
     return json_answer(json.dumps(error.body()).encode(), error.status, error.headers)
 
 
-async def answer_error(request: Request, error: Exception) -> Response:
-    """Answer any of our errors; what is our fault is logged once, with its cause."""
-    if not isinstance(error, ApiError):
-        raise TypeError("not an ApiError")
-    if error.status >= InternalError.status:
-        log.error(
-            "request failed",
-            status=error.status,
-            error=type(error).__name__,
-            cause=str(error.__cause__ or ""),
-            request_id=request.scope.get("request_id"),
-        )
-    return error_answer(error)
+class Errors:
+    """Answers every error: one of ours as its class says, any other as a generic 500.
 
-
-async def answer_http_exception(_request: Request, error: Exception) -> Response:
-    """Answer what the framework raises itself: a path that no route has."""
-    if not isinstance(error, HTTPException):
-        raise TypeError("not an HTTPException")
-    if error.status_code == NotFound.status:
-        return error_answer(NotFound())
-    body = json.dumps({"error": error.detail}).encode()
-    return json_answer(body, error.status_code, error.headers)
-
-
-class UnexpectedErrors:
-    """Turns an exception that nobody expected into a generic 500, logged once.
-
-    Inside CORS, so that a browser can read the answer. Once a response has started the exception
-    goes on, and the server cuts the connection.
+    What is our fault is logged once, with its cause. Inside CORS, so that a browser can read the
+    answer. Once a response has started an exception goes on, and the server cuts the connection.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -73,12 +46,20 @@ class UnexpectedErrors:
 
         try:
             await self._app(scope, receive, remember_start)
-        except CancelledError:  # by the server alone, when its time to shut down is over
+        except (Exception, CancelledError) as error:
             if started:
                 raise
-            await error_answer(ShuttingDown())(scope, receive, send)
-        except Exception:
-            if started or scope["type"] != "http":
-                raise
-            log.exception("unexpected error", request_id=scope.get("request_id"))
-            await error_answer(InternalError())(scope, receive, send)
+            await error_answer(_as_ours(error, scope["request_id"]))(scope, receive, send)
+
+
+def _as_ours(error: BaseException, request_id: str) -> ApiError:
+    """Return the error that a client hears of."""
+    if isinstance(error, CancelledError):  # by the server alone, when its time to stop is over
+        return ShuttingDown()
+    if not isinstance(error, ApiError):
+        log.error("unexpected error", request_id=request_id, exc_info=error)
+        return InternalError()
+    if error.status >= InternalError.status:
+        name, cause = type(error).__name__, str(error.__cause__ or "")
+        log.error("request failed", error=name, cause=cause, request_id=request_id)
+    return error

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import jiter
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from todo_api.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
 
@@ -17,37 +17,41 @@ async def read_object(request: Request) -> dict[str, Any] | None:
     RFC 8259, strictly: UTF-8 without a byte-order mark, no duplicate members, no NaN, no lone
     surrogates. Raises `BodyTooLarge`, `UnsupportedMediaType` or `BadRequest`.
     """
-    body = await _read(request)
+    fields = [
+        (name, value)
+        for name, value in request.scope["headers"]
+        if name in {b"content-length", b"content-type", b"content-encoding"}
+    ]
+    body = await _read(request, dict(fields).get(b"content-length", b"0"))
     if not body:
         return None
-    _check_media_type(request)
+    _check_media_type(fields)
     return _parse(body)
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request, announced: bytes) -> bytes:
     """Read at most the limit; what is over it is refused without reading on."""
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced[:20]) > MAXIMUM_BYTES:
+    if announced.isdigit() and int(announced[:20]) > MAXIMUM_BYTES:
         raise BodyTooLarge(f"Body must be {MAXIMUM_BYTES} bytes or less")
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAXIMUM_BYTES:
-                raise BodyTooLarge(f"Body must be {MAXIMUM_BYTES} bytes or less")
-    except ClientDisconnect:  # nobody will read this answer
-        raise BadRequest("The body ended early") from None
-    return bytes(body)
+    body = b""
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":  # nobody will read this answer
+            raise BadRequest("The body ended early")
+        body += bytes(message.get("body", b""))
+        if len(body) > MAXIMUM_BYTES:
+            raise BodyTooLarge(f"Body must be {MAXIMUM_BYTES} bytes or less")
+        if not message.get("more_body", False):
+            return body
 
 
-def _check_media_type(request: Request) -> None:
-    values = request.headers.getlist("content-type")
-    if len(values) > 1:
+def _check_media_type(fields: list[tuple[bytes, bytes]]) -> None:
+    types = [value for name, value in fields if name == b"content-type"]
+    if len(types) > 1:
         raise BadRequest("Send one Content-Type header")
-    media_type = values[0].partition(";")[0].strip().lower() if values else None
-    if media_type != "application/json":
+    if not types or types[0].partition(b";")[0].strip().lower() != b"application/json":
         raise UnsupportedMediaType
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if any(name == b"content-encoding" and value.lower() != b"identity" for name, value in fields):
         raise UnsupportedMediaType("Content-Encoding is not supported: send plain JSON")
 
 

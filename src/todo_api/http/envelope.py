@@ -2,10 +2,14 @@
 
 import re
 import secrets
+from itertools import count
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+_PROCESS_ID = secrets.token_hex(8).encode()
+_numbers = count()
 
 COMMON_HEADERS = (
     (b"vary", b"Origin"),  # CORS headers depend on it, and so does their absence
@@ -23,9 +27,6 @@ class Envelope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         request_id = _request_id(scope)
         is_head = scope["method"] == "HEAD"
         scope = {**scope, "request_id": request_id.decode()}
@@ -50,4 +51,4 @@ def _request_id(scope: Scope) -> bytes:
     sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
     if len(sent) == 1 and _REQUEST_ID.fullmatch(request_id := sent[0].strip(b" \t")):
         return bytes(request_id)
-    return secrets.token_hex(16).encode()
+    return _PROCESS_ID + b"%016x" % next(_numbers)

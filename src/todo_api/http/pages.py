@@ -11,9 +11,11 @@ from re import DOTALL, search
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from todo_api.errors import ServiceUnavailable
 from todo_api.http.answers import json_answer
@@ -34,25 +36,43 @@ class NotReady(ServiceUnavailable):
     message = "The database does not answer"
 
 
-def add_health(app: FastAPI, is_ready: Callable[[], Awaitable[bool]]) -> None:
-    """Add `/health`, `/livez` and `/readyz`."""
+class PublicRoute(APIRoute):
+    """A documented route that anybody may ask; its endpoint gets the request alone."""
 
-    @app.get("/health", tags=["health"], response_model=Health)
+    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
+        super().__init__(
+            path,
+            endpoint,
+            operation_id=endpoint.__name__,
+            response_model=Health,
+            responses={503: {"description": "Not ready"}} if path == "/readyz" else None,
+            tags=["health"],
+        )
+        self.app = self._serve
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response: Response = await self.endpoint(Request(scope, receive))
+        await response(scope, receive, send)
+
+
+def health_routes(is_ready: Callable[[], Awaitable[bool]]) -> list[PublicRoute]:
+    """Return `/health`, `/livez` and `/readyz`."""
+
     async def health(_: Request) -> Response:
         """Say that the service runs."""
         return json_answer(b'{"status": "healthy"}')
 
-    @app.get("/livez", tags=["health"], response_model=Health)
     async def livez(_: Request) -> Response:
         """Say that the process lives; it needs nothing else."""
         return json_answer(b'{"status": "ok"}')
 
-    @app.get("/readyz", tags=["health"], response_model=Health)
     async def readyz(_: Request) -> Response:
         """Say whether requests can be served, or why not."""
         if not await is_ready():
             raise NotReady
         return json_answer(b'{"status": "ready"}')
+
+    return [PublicRoute(f"/{each.__name__}", each) for each in (health, livez, readyz)]
 
 
 def add_documents(app: FastAPI) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from urllib.parse import unquote
 
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from todo_api.errors import MethodNotAllowed, NotFound
@@ -30,7 +30,7 @@ class _Path:
         return ", ".join(sorted({*self.routes, *implied}))
 
 
-class PathTable(BaseRoute):
+class PathTable:
     """All paths, in order: the first that fits is the one, whatever the verb.
 
     OPTIONS answers with `Allow` alone; a CORS preflight has been answered before.
@@ -44,11 +44,7 @@ class PathTable(BaseRoute):
                 path.routes.update(dict.fromkeys((route.methods or set()) - {"HEAD"}, route))
         self._paths = list(paths.values())
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Take every request: what no path fits is not found."""
-        return (Match.FULL if scope["type"] == "http" else Match.NONE), {}
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Find the path, and serve the verb."""
         path, scope["path_params"] = self._find(scope["raw_path"].decode("latin-1"))
         route = path.routes.get(scope["method"])
