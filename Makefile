@@ -58,8 +58,7 @@ clean: ## Remove what was installed; the data in .data stays
 
 # The real Better Auth that some tests sign in with. Without npm those are skipped, and say so.
 .venv/issuer: tests/interop/issuer/package-lock.json .venv/development
-	@if command -v npm >/dev/null; then npm ci --silent --prefix tests/interop/issuer; fi
-	@touch $@
+	@if command -v npm >/dev/null; then npm ci --silent --prefix tests/interop/issuer && touch $@; fi
 
 $(UV):
 	@$(PYTHON) -m pip install -q --disable-pip-version-check --root-user-action=ignore \

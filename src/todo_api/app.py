@@ -55,9 +55,18 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     )
     app.state.cors_origins = settings.cors_origins
     app.router.routes += task_routes(authenticator, partial(OwnedTasks, database=database))
-    app.router.routes += health_routes(database.is_ready)
+    app.router.routes += health_routes(partial(_not_ready, database, key_set))
     add_documents(app)
     return app
+
+
+async def _not_ready(database: Database, key_set: KeySet | None) -> str | None:
+    """Say why requests cannot be served, if so."""
+    if not await database.is_ready():
+        return "The database does not answer"
+    if key_set is not None and not key_set.is_loaded:
+        return "No signing key could be loaded yet"
+    return None
 
 
 def signing_keys(settings: Settings) -> Keys:

@@ -9,6 +9,7 @@ from typing import Literal
 from todo_api.auth.key_set import REFRESH_SECONDS, Fetched, FetchFailed, fetch, read_key_set
 from todo_api.auth.tokens import LEEWAY
 from todo_api.database import migrations
+from todo_api.database.address import reason
 from todo_api.database.database import Database
 from todo_api.errors import ApiError, StartupError
 from todo_api.settings import Settings, is_loopback, origin_of
@@ -38,19 +39,21 @@ async def findings(settings: Settings, database_url: str) -> AsyncIterator[Findi
 
 
 async def _database(settings: Settings, url: str) -> AsyncIterator[Finding]:
-    plain = Database(url, settings.model_copy(update={"row_security": False}))
+    database = Database(url, settings)
     try:
-        await plain.open()
+        await database.ping()
+        yield Finding("database", "ok", f"PostgreSQL {database.server_version} answers")
+        schema = _schema(settings, url)
+        yield schema
+        if schema.status == "ok" or "newer" in schema.detail:
+            yield await _row_security(settings, database)
+        yield await _prepared_statements(settings, database)
     except StartupError as error:
         yield Finding("database", "failure", str(error))
-        return
-    try:
-        yield Finding("database", "ok", f"PostgreSQL {plain.server_version} answers")
-        yield _schema(settings, url)
-        yield await _row_security(settings, url)
-        yield await _prepared_statements(settings, plain)
+    except ApiError as error:
+        yield Finding("database", "failure", f"DATABASE_URL: {reason(error.__cause__)}")
     finally:
-        await plain.close()
+        await database.close()
 
 
 def _schema(settings: Settings, url: str) -> Finding:
@@ -68,17 +71,15 @@ def _schema(settings: Settings, url: str) -> Finding:
     return Finding("schema", "failure", f"{missing}; run `todo-api migrate`")
 
 
-async def _row_security(settings: Settings, url: str) -> Finding:
+async def _row_security(settings: Settings, database: Database) -> Finding:
+    try:
+        await database.check()
+    except StartupError as error:
+        return Finding("row security", "failure", str(error))
     if not settings.row_security:
         return Finding(
             "row security", "warning", "off; set ROW_SECURITY=on for the database's own lock"
         )
-    database = Database(url, settings)
-    try:
-        await database.open()
-    except StartupError as error:
-        return Finding("row security", "failure", str(error))
-    await database.close()
     return Finding("row security", "ok", "active for the role that requests take")
 
 

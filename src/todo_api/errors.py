@@ -1,7 +1,7 @@
 """Everything that can go wrong, with its answer.
 
 Each class carries its status, its message and its headers, so one handler
-(`todo_api.http.errors`) serves them all:
+(`todo_api.http.answers`) serves them all:
 
     StartupError                 the program cannot start: one line for the operator
     ApiError                     any error a client sees

@@ -5,17 +5,20 @@ import gc
 import os
 import signal
 import socket
+import sys
 from functools import partial
 from multiprocessing import parent_process
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from todo_api.app import create_app
+from todo_api.database.address import reason
 from todo_api.database.database import Database
-from todo_api.errors import StartupError
+from todo_api.errors import DatabaseUnreachable, StartupError
 from todo_api.http.logs import configure_logging
 from todo_api.http.protocol import StrictProtocol
 from todo_api.settings import Settings
@@ -70,17 +73,25 @@ async def check(settings: Settings, database_url: str) -> None:
     """Check once, before any worker starts, that the database can be used as configured."""
     database = Database(database_url, settings)
     try:
-        await database.open()
+        await database.check()
+    except DatabaseUnreachable as error:
+        raise StartupError(f"DATABASE_URL: {reason(error.__cause__)}") from error
     finally:
         await database.close()
 
 
 def serve(config: uvicorn.Config, listener: socket.socket) -> None:
-    """Serve until a signal says to stop."""
+    """Serve until a signal says to stop. What could not start exits with 1."""
     if config.workers > 1:
-        Multiprocess(config, sockets=[listener]).run()
+        supervisor = Multiprocess(config, sockets=[listener])
+        supervisor.run()
+        failed = any(each.exitcode == STARTUP_FAILURE for each in supervisor.processes)
     else:
-        Server(config).run(sockets=[listener])
+        server = Server(config)
+        server.run(sockets=[listener])
+        failed = not server.started
+    if failed:
+        sys.exit(1)
 
 
 def _application(settings: Settings, database_url: str) -> FastAPI:

@@ -85,6 +85,19 @@ async def test_token_from_long_after_begins_anew(service: Service, sql: psycopg.
     assert len(everything(sql)["tasks"]) == 1, "an old token erased what came after it"
 
 
+async def test_ten_seconds_after_still_count_as_before(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    await service.request("DELETE", "/api/account", "alice")
+    for seconds, status in ((9, 401), (-9, 401), (11, 201)):
+        moment = f"now() - interval '{seconds} seconds'"
+        sql.execute(f"UPDATE erasures SET erased_at = {moment}")  # noqa: S608
+        created = await service.client.post(
+            "/api/tasks", headers=bearer("alice", iat=int(time.time())), json={"title": "x"}
+        )
+        assert created.status_code == status
+
+
 async def test_another_users_account_is_forbidden(
     service: Service, sql: psycopg.Connection
 ) -> None:

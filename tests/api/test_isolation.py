@@ -14,6 +14,7 @@ from todo_api.app import create_app
 from todo_api.database.database import Database
 from todo_api.database.statement import Statement
 from todo_api.tasks import statements
+from todo_api.tasks.model import WRITABLE
 
 PUBLIC = {"/health", "/livez", "/readyz"}
 
@@ -182,7 +183,7 @@ async def test_every_statement_names_the_owner() -> None:
         statements.toggle_task(),
         statements.remove_task(),
         statements.erase_owner(),
-        *(statements.change_task(frozenset({name})) for name in statements.WRITABLE),
+        *(statements.change_task(frozenset({name})) for name in WRITABLE),
         *(
             statements.list_tasks(status, sort, order)
             for status in ("complete", "incomplete", None)

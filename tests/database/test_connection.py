@@ -12,6 +12,7 @@ import pytest
 from support.service import settings
 from support.waiting import until
 from support.wire import Wire
+from todo_api import server
 from todo_api.database import database as database_module
 from todo_api.database.database import Database
 from todo_api.database.statement import Statement, encode
@@ -21,6 +22,7 @@ from todo_api.errors import (
     DatabaseUnreachable,
     InternalError,
     ServiceUnavailable,
+    ShuttingDown,
     StartupError,
     StatementTimeout,
 )
@@ -219,9 +221,11 @@ async def test_write_whose_answer_was_lost_is_not_repeated(
     )
     async with Wire(database_url, short_folder) as wire, opened(wire.url) as database:
         wire.swallow_answers = True
+        task = asyncio.create_task(database.run("alice", write, {}))
+        await until(lambda: wire.swallowed > 0)
+        wire.swallow_answers = False  # a second try would succeed
         with pytest.raises(DatabaseUnreachable):
-            await database.run("alice", write, {})
-        wire.swallow_answers = False
+            await task
         assert await echo(database) == b"hello"
     assert sql.execute("SELECT count(*) FROM log").fetchone() == (1,)
 
@@ -330,7 +334,7 @@ async def test_start_is_refused_where_the_role_cannot_be_taken(
     sql.execute("CREATE ROLE guest LOGIN")
     url = database_url.replace("postgres@", "guest@")
     with pytest.raises(StartupError, match=r"ROW_SECURITY: .*GRANT todo_member"):
-        await Database(url, settings()).open()
+        await checked(url)
     sql.execute("GRANT todo_member TO guest WITH SET TRUE")
     async with opened(url) as database:
         assert await echo(database) == b"hello"
@@ -349,30 +353,56 @@ async def test_start_is_refused_where_row_security_was_loosened(
 ) -> None:
     sql.execute(change)
     with pytest.raises(StartupError, match="ROW_SECURITY: "):
-        await Database(database_url, settings()).open()
+        await checked(database_url)
     async with opened(database_url, row_security=False) as database:
         assert await echo(database) == b"hello"
 
 
 async def test_start_is_refused_without_a_schema(empty_database_url: str) -> None:
     with pytest.raises(StartupError, match="the schema is missing; run `todo-api migrate`"):
-        await Database(empty_database_url, settings()).open()
+        await checked(empty_database_url)
 
 
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("postgresql://u:hunter2@127.0.0.1:1/x", "DATABASE_URL: Connection refused"),
-        ("postgresql://u:hunter2@nowhere.invalid/x", "DATABASE_URL: "),
-    ],
-)
-async def test_start_without_a_server_says_why_and_shows_no_address(url: str, message: str) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "nowhere.invalid"])
+async def test_start_without_a_server_says_why_and_shows_no_address(host: str) -> None:
     with pytest.raises(StartupError) as caught:
-        await Database(url, settings()).open()
+        await server.check(settings(), f"postgresql://u:hunter2@{host}/x")
     said = str(caught.value)
-    assert said.startswith(message)
+    assert said.startswith("DATABASE_URL: ")
     for secret in ("hunter2", "127.0.0.1", "nowhere"):
         assert secret not in said
+
+
+async def test_row_security_off_needs_a_login_that_it_does_not_bind(
+    database_url: str, sql: psycopg.Connection
+) -> None:
+    sql.execute("DROP ROLE IF EXISTS visitor")
+    sql.execute("CREATE ROLE visitor LOGIN IN ROLE todo_member")
+    with pytest.raises(StartupError, match="ROW_SECURITY: off needs"):
+        await checked(database_url.replace("postgres@", "visitor@"), row_security=False)
+
+
+async def test_worker_that_starts_while_the_database_is_away_recovers(
+    database_url: str, short_folder: Path
+) -> None:
+    wire = Wire(database_url, short_folder)
+    database = Database(wire.url, settings())
+    await database.open()
+    assert await database.is_ready() is False
+    async with wire:
+        assert await echo(database) == b"hello"
+        assert await database.is_ready() is True
+    await database.close()
+    with pytest.raises(ShuttingDown):
+        await echo(database)
+
+
+async def checked(url: str, **values: Any) -> None:
+    database = Database(url, settings(**values))
+    try:
+        await database.check()
+    finally:
+        await database.close()
 
 
 def test_nul_never_reaches_libpq() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from support.program import Program, command, environment, serving
 from support.service import SECRET, bearer
+from todo_api.database.migrations import ADVISORY_LOCK
 
 KEYS = {"BETTER_AUTH_SECRET": SECRET}
 
@@ -258,3 +259,38 @@ def test_openapi_prints_the_served_document(tmp_path: Path, database_url: str) -
     with serving(tmp_path, DATABASE_URL=database_url, **KEYS) as program:
         assert httpx2.get(f"{program.address}/openapi.json").json() == printed
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_worker_dies_while_the_database_takes_no_logins(
+    tmp_path: Path, database_url: str, sql: psycopg.Connection
+) -> None:
+    """The other worker serves on, the new one recovers with the database."""
+    sql.execute("DROP ROLE IF EXISTS flaky")
+    sql.execute("CREATE ROLE flaky LOGIN IN ROLE todo_member")
+    url = database_url.replace("postgres@", "flaky@")
+    with serving(
+        tmp_path, "--workers", "2", DATABASE_URL=url, AUTO_MIGRATE="off", **KEYS
+    ) as program:
+        wait_for(lambda: len(spawned(program)) == 2 and accepts(program))
+        sql.execute("ALTER ROLE flaky NOLOGIN")
+        victim = spawned(program)[0]
+        victim.kill()
+        wait_for(lambda: len(spawned(program)) == 2 and victim not in spawned(program))
+        sql.execute("ALTER ROLE flaky LOGIN")
+        for _ in range(20):
+            answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"))
+            assert answer.status_code in {200, 500}
+        wait_for(lambda: httpx2.get(f"{program.address}/readyz").status_code == 200)
+        assert program.stop() == 0
+
+
+def test_migration_that_is_ended_is_no_success(tmp_path: Path, database_url: str) -> None:
+    with psycopg.connect(database_url) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", [ADVISORY_LOCK])
+        process = subprocess.Popen(
+            command("migrate"), cwd=tmp_path, env=environment(DATABASE_URL=database_url, **KEYS)
+        )
+        with psycopg.connect(database_url, autocommit=True) as watcher:
+            wait_for(lambda: waiting_for_a_lock(watcher) == 1)
+        process.terminate()
+        assert process.wait(15) != 0

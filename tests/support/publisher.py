@@ -37,6 +37,8 @@ class Publisher:
         self.mode: Mode = "ok"
         self.clock_offset: float | None = 0.0
         """Seconds that our clock is ahead; None: we do not say what time it is."""
+        self.hold: asyncio.Event | None = None
+        """Answer with the keys of the moment, but not before this event."""
         self.requests = 0
         self.others = 0
         self._port = 0
@@ -101,6 +103,8 @@ class Publisher:
 
     async def _answer(self, writer: asyncio.StreamWriter) -> None:
         body = json.dumps({"keys": self.keys}).encode()
+        if self.hold is not None:
+            await self.hold.wait()
         head, length = "200 OK\r\nContent-Type: application/json", len(body)
         if self.mode == "error":
             head = "500 Oops"

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import jiter
@@ -23,6 +24,7 @@ from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.exceptions import PyJWTError
 
 from todo_api.auth.tokens import SYNONYMS, Key, Verifier
+from todo_api.settings import is_loopback
 
 MAXIMUM_BYTES = 65_536
 MAXIMUM_SECONDS = 5.0
@@ -79,7 +81,7 @@ class KeySet:
         self._url = url
         self._verifier = verifier
         self._clock = clock
-        self._loading: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[bool] | None = None
         self._asked_at = float("-inf")
 
     @asynccontextmanager
@@ -95,15 +97,20 @@ class KeySet:
             if self._loading is not None:
                 self._loading.cancel()
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is a set at all."""
+        return self._verifier.keys.published is not None
+
     async def ask(self) -> None:
         """Fetch the set because a token names a key that it lacks.
 
         At most once a window, and once for all who ask at the same time. Raises nothing: whether
-        the key is there now is for the verifier to say.
+        the key is there now is for the verifier to say. A fetch that was under way may be older
+        than the key; then asking again begins another.
         """
         if self._loading is None:
-            loaded = self._verifier.keys.published is not None
-            window = WINDOW_SECONDS if loaded else FIRST_WINDOW_SECONDS
+            window = WINDOW_SECONDS if self.is_loaded else FIRST_WINDOW_SECONDS
             if self._clock() - self._asked_at < window:
                 return
             self._asked_at = self._clock()
@@ -120,23 +127,23 @@ class KeySet:
             self._loading = asyncio.create_task(self._fetch_and_use())
             self._loading.add_done_callback(self._loaded)
         loading = self._loading
-        try:
-            # A request that is cancelled must not take the others' fetch with it.
-            await asyncio.shield(loading)
-        except FetchFailed:
-            return False
-        return True
+        # A request that is cancelled must not take the others' fetch with it.
+        return await asyncio.shield(loading)
 
-    def _loaded(self, task: asyncio.Task[None]) -> None:
+    def _loaded(self, _: asyncio.Task[bool]) -> None:
         self._loading = None
-        if not task.cancelled() and (error := task.exception()):
-            log.warning("key set not loaded, keeping the last good one", reason=str(error))
 
-    async def _fetch_and_use(self) -> None:
-        keys = read_key_set((await fetch(self._url)).content)
+    async def _fetch_and_use(self) -> bool:
+        try:
+            keys = read_key_set((await fetch(self._url)).content)
+        except Exception as error:  # noqa: BLE001  whatever it is, the last good keys stay
+            said = str(error) if isinstance(error, FetchFailed) else type(error).__name__
+            log.warning("key set not loaded, keeping the last good one", reason=said)
+            return False
         if keys != self._verifier.keys.published:
             self._verifier.use(replace(self._verifier.keys, published=keys))
             log.info("key set loaded", algorithms=sorted(key.algorithm for key in keys.values()))
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +161,15 @@ async def fetch(url: str) -> Fetched:
     """
     # Identity: the limit is on what arrives, and so on what there is to parse.
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+    # What is on this machine is not asked for through a proxy, which could answer what it likes.
+    through_proxy = not is_loopback(urlsplit(url).hostname or "")
     content = bytearray()
     try:
         async with (
             asyncio.timeout(MAXIMUM_SECONDS),
-            httpx2.AsyncClient(headers=headers, follow_redirects=False) as client,
+            httpx2.AsyncClient(
+                headers=headers, follow_redirects=False, trust_env=through_proxy
+            ) as client,
             client.stream("GET", url) as response,
         ):
             if response.status_code != HTTPStatus.OK:
@@ -177,8 +188,8 @@ async def fetch(url: str) -> Fetched:
 def read_key_set(content: bytes) -> dict[str, Key]:
     """Return the keys of a set (RFC 7517) that we trust, by `kid`; the others are left out.
 
-    Raises `FetchFailed` where it is no key set, or where none of its keys can be trusted. An
-    empty set is a set: then no key is good.
+    Raises `FetchFailed` where it is no key set. An empty set is a set, and one without a key to
+    trust is an empty one: then no key is good.
     """
     try:
         members = jiter.from_json(content, allow_inf_nan=False, catch_duplicate_keys=True)["keys"]
@@ -197,8 +208,6 @@ def read_key_set(content: bytes) -> dict[str, Key]:
             keys[_name(member)] = read_key(member)
         except KeyRefused as refusal:
             log.warning("key refused", reason=str(refusal))
-    if members and not keys:
-        raise FetchFailed("none of the keys can be trusted")
     return keys
 
 

@@ -42,7 +42,7 @@ class Authenticator:
         self._clock = clock
 
     async def owner(self, scope: Scope) -> Owner:
-        """Return who sent the request. Raises `Unauthorized` or `Forbidden`.
+        """Return who sent the request. Raises `Unauthorized`, `Forbidden` or `KeysUnavailable`.
 
         A `user_id` in the path is only compared with the token's.
         """
@@ -53,12 +53,13 @@ class Authenticator:
         return Owner(identity.subject, identity.email, identity.issued_at)
 
     async def _identify(self, token: str) -> Identity:
-        try:
-            return self._verifier.verify(token, self._clock())
-        except (UnknownKey, KeysUnavailable):
-            if self._key_set is None:
-                raise
-        await self._key_set.ask()
+        for _ in range(2):  # the first ask may join a fetch that began before the key was made
+            try:
+                return self._verifier.verify(token, self._clock())
+            except (UnknownKey, KeysUnavailable):
+                if self._key_set is None:
+                    raise
+                await self._key_set.ask()
         return self._verifier.verify(token, self._clock())
 
 

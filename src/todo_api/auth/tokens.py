@@ -23,6 +23,9 @@ MAXIMUM_BYTES = 8192
 LEEWAY = 10.0
 """Seconds that the issuer's clock and ours may differ."""
 
+LATEST = 253_402_300_799
+"""The end of the year 9999: what is later, or as long before 1970, is no time (and no number)."""
+
 SUBJECT_LENGTH = 255
 CACHED_TOKENS = 10_000
 TYPES = {"JWT", "at+jwt"}
@@ -103,17 +106,8 @@ class _Claims:
         return self.identity
 
 
-def verify(token: str, keys: Keys, now: float) -> Identity:
-    """Return whom the token speaks for, or raise `InvalidToken`.
-
-    `now` is in seconds since the epoch. Raises `UnknownKey` for a `kid` that is not published and
-    `KeysUnavailable` where no key set was ever loaded.
-    """
-    return _read(token, keys).at(now)
-
-
 class Verifier:
-    """`verify` with a bounded memory of the signatures it has checked.
+    """Verifies tokens, with a bounded memory of the signatures it has checked.
 
     Why that is safe: an entry is found by the SHA-256 of the whole token, so no other token finds
     it; it holds what the signature covers, while `exp`, `nbf` and `iat` are compared with the
@@ -131,7 +125,11 @@ class Verifier:
         self._checked.clear()
 
     def verify(self, token: str, now: float) -> Identity:
-        """Do as the function `verify` does."""
+        """Return whom the token speaks for, or raise `InvalidToken`.
+
+        `now` is in seconds since the epoch. Raises `UnknownKey` for a `kid` that is not published
+        and `KeysUnavailable` where no key set was ever loaded.
+        """
         if len(token) > MAXIMUM_BYTES:
             raise InvalidToken("too long")
         digest = sha256(token.encode("latin-1")).digest()
@@ -144,10 +142,13 @@ class Verifier:
         return claims.at(now)
 
 
+def is_subject(text: str) -> bool:
+    """Tell whether a text can be a `sub`: 1 to 255 characters, not blank, no control characters."""
+    return 1 <= len(text) <= SUBJECT_LENGTH and text.strip() != "" and not _CONTROL.search(text)
+
+
 def _read(token: str, keys: Keys) -> _Claims:
     """Check all of a token that does not depend on the time."""
-    if len(token) > MAXIMUM_BYTES:
-        raise InvalidToken("too long")
     shape = _SHAPE.fullmatch(token)
     if shape is None:
         raise InvalidToken("not three base64url segments")
@@ -230,12 +231,7 @@ def _find_key(algorithm: str, key_id: str | None, keys: Keys) -> tuple[Key, Expe
 
 def _read_claims(claims: dict[str, Any], expected: Expected) -> _Claims:
     subject = claims.get("sub")
-    if (
-        not isinstance(subject, str)
-        or not 1 <= len(subject) <= SUBJECT_LENGTH
-        or not subject.strip()
-        or _CONTROL.search(subject)
-    ):
+    if not isinstance(subject, str) or not is_subject(subject):
         raise InvalidToken("sub")
     if expected.issuer is not None and claims.get("iss") != expected.issuer:
         raise InvalidToken("iss")
@@ -263,10 +259,6 @@ def _time(claims: dict[str, Any], name: str) -> float:
     value = claims[name]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidToken(name)
-    try:
-        seconds = float(value)
-    except OverflowError:
-        raise InvalidToken(name) from None
-    if seconds in {float("inf"), float("-inf")}:
+    if not abs(value) <= LATEST:
         raise InvalidToken(name)
-    return seconds
+    return float(value)

@@ -103,8 +103,12 @@ class Connection:
     ) -> Self:
         """Connect without blocking the loop, and run `session` once. Raises `psycopg.Error`."""
         connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
-        if session is not None:
-            await connection.execute(session.sql)
+        try:
+            if session is not None:
+                await connection.execute(session.sql)
+        except BaseException:
+            connection.pgconn.finish()
+            raise
         return cls(connection, prepare=prepare, on_free=on_free, on_lost=on_lost)
 
     @property

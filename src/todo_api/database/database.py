@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import psycopg
+import structlog
 
 from todo_api.database import row_security
 from todo_api.database.address import conninfo, reason
@@ -25,10 +26,13 @@ from todo_api.errors import (
     DatabaseUnreachable,
     InternalError,
     ServiceUnavailable,
+    ShuttingDown,
     StartupError,
     StatementTimeout,
 )
 from todo_api.settings import Settings
+
+log = structlog.get_logger()
 
 Rows = list[bytes]
 """The rows of a statement: one text column each."""
@@ -80,18 +84,26 @@ class Database:
         self._open: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._in_doubt = True
+        self._closed = False
 
     async def open(self) -> None:
-        """Connect once and check what requests rely on. Raises `StartupError`."""
+        """Begin to serve, with a connection if there is one to be had.
+
+        A worker that starts while the database is away begins in doubt, and recovers with it. What
+        is there must be in order, though: raises `StartupError` as `check` does.
+        """
         self._sweep()
         try:
-            await self._check()
+            await self.check()
+        except DatabaseUnreachable as error:
+            log.warning("the database does not answer yet", reason=reason(error.__cause__))
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, and make no more."""
+        self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
         for connection in list(self._open):
@@ -119,7 +131,8 @@ class Database:
         except QueryFailed as failure:
             if not _may_repeat(failure, statement):
                 raise _answer(failure) from failure
-        self._drop_idle()  # whatever ended that one may have ended them all
+            if failure.sqlstate not in {"40001", "40P01"}:
+                self._drop_idle()  # whatever ended that connection may have ended them all
         try:
             return await self._attempt(commands)
         except QueryFailed as failure:
@@ -164,6 +177,8 @@ class Database:
 
     async def _checkout(self) -> Connection:
         """Take the connection used last, or make one. It comes back by itself."""
+        if self._closed:
+            raise ShuttingDown
         await self._take_slot()
         try:
             while self._idle:
@@ -234,17 +249,17 @@ class Database:
         while self._idle and (self._idle[0][0].closed or self._idle[0][1] < oldest):
             self._idle.pop(0)[0].close()
 
-    async def _check(self) -> None:
+    async def check(self) -> None:
+        """Look at what requests rely on: the schema, and row security as it is configured.
+
+        Raises `StartupError`, or `DatabaseUnreachable` with its cause.
+        """
+        state = row_security.STATE_OFF if self._before_read is None else row_security.STATE
         try:
-            if self._before_read is None:
-                await self._attempt([(_PING, [])])
-            else:
-                rows = await self._attempt(self._commands(row_security.STATE, {"owner": ""}))
-                row_security.check(json.loads(rows[0]))
+            rows = await self._attempt(self._commands(state, {"owner": ""}))
         except QueryFailed as error:
             raise StartupError(_refusal(error)) from error
-        except DatabaseUnreachable as error:
-            raise StartupError(f"DATABASE_URL: {reason(error.__cause__)}") from error
+        row_security.check(json.loads(rows[0]), role=self._before_read is not None)
 
 
 def _may_repeat(failure: QueryFailed, statement: Statement) -> bool:
@@ -270,7 +285,9 @@ def _refusal(failure: QueryFailed) -> str:
     """Say what an operator has to do about a check that failed."""
     if failure.sqlstate == "42P01":
         return "DATABASE_URL: the schema is missing; run `todo-api migrate`, or set AUTO_MIGRATE=on"
-    if failure.sqlstate in {"42501", "22023"}:
+    if failure.sqlstate == "22023":
+        return f"ROW_SECURITY: there is no role {row_security.ROLE}; run `todo-api migrate`"
+    if failure.sqlstate == "42501":
         return (
             f"ROW_SECURITY: the database user cannot take the role {row_security.ROLE}; as its "
             f"administrator run `GRANT {row_security.ROLE} TO` that user `WITH SET TRUE`, "

@@ -78,8 +78,33 @@ STATE = Statement(
 """Says, under the role, whether row security is active on every table, and by which policies."""
 
 
-def check(state: Mapping[str, object]) -> None:
-    """Refuse, with `StartupError`, what `STATE` has found if it is not what the migration made."""
+STATE_OFF = Statement(
+    b"row_security_state_off",
+    f"""
+    SELECT json_build_object(
+        'active', bool_or(row_security_active(oid)),
+        'granted', bool_and(
+            has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
+            AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')
+        )
+    )
+    FROM pg_class WHERE oid IN ({_RELATIONS})
+    """.encode(),  # noqa: S608  constants of this module
+    (),
+    writes=False,
+)
+"""Says the same of the login itself, for `ROW_SECURITY=off`, and whether it may use the tables."""
+
+
+def check(state: Mapping[str, object], *, role: bool) -> None:
+    """Refuse, with `StartupError`, what `STATE` or `STATE_OFF` has found if it cannot work."""
+    if not role:
+        if state != {"active": False, "granted": True}:
+            raise StartupError(
+                "ROW_SECURITY: off needs a database user that owns the tables, or that may use "
+                "them and has BYPASSRLS; give it that, or set ROW_SECURITY=on"
+            )
+        return
     intended = {
         "active": True,
         "policies": [f"{table}_owner" for table in TABLES],

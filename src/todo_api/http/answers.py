@@ -59,7 +59,8 @@ def _as_ours(error: BaseException, request_id: str) -> ApiError:
     if not isinstance(error, ApiError):
         log.error("unexpected error", request_id=request_id, exc_info=error)
         return InternalError()
-    if error.status >= InternalError.status:
+    # Without a cause there is nothing to say that the answer does not.
+    if error.__cause__ is not None or isinstance(error, InternalError):
         name, cause = type(error).__name__, str(error.__cause__ or "")
         log.error("request failed", error=name, cause=cause, request_id=request_id)
     return error

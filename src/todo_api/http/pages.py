@@ -30,12 +30,6 @@ class Health(BaseModel):
     status: str
 
 
-class NotReady(ServiceUnavailable):
-    """The service runs but cannot work."""
-
-    message = "The database does not answer"
-
-
 class PublicRoute(APIRoute):
     """A documented route that anybody may ask; its endpoint gets the request alone."""
 
@@ -55,8 +49,8 @@ class PublicRoute(APIRoute):
         await response(scope, receive, send)
 
 
-def health_routes(is_ready: Callable[[], Awaitable[bool]]) -> list[PublicRoute]:
-    """Return `/health`, `/livez` and `/readyz`."""
+def health_routes(not_ready: Callable[[], Awaitable[str | None]]) -> list[PublicRoute]:
+    """Return `/health`, `/livez` and `/readyz`; `not_ready` says why not, or None."""
 
     async def health(_: Request) -> Response:
         """Say that the service runs."""
@@ -68,8 +62,8 @@ def health_routes(is_ready: Callable[[], Awaitable[bool]]) -> list[PublicRoute]:
 
     async def readyz(_: Request) -> Response:
         """Say whether requests can be served, or why not."""
-        if not await is_ready():
-            raise NotReady
+        if problem := await not_ready():
+            raise ServiceUnavailable(problem)
         return json_answer(b'{"status": "ready"}')
 
     return [PublicRoute(f"/{each.__name__}", each) for each in (health, livez, readyz)]

@@ -9,6 +9,8 @@ before its body had been read.
 import asyncio
 import json
 import secrets
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -35,7 +37,13 @@ class _Corked:
     One system call in place of two, which is a tenth of what a request costs (measured).
     """
 
-    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        cycle: RequestResponseCycle,
+        linger: Callable[[], None],
+    ) -> None:
+        self._linger = linger
         self._transport = transport
         self._cycle = cycle
         self._head: bytes | None = None
@@ -56,9 +64,12 @@ class _Corked:
             self._head = b""
 
     def close(self) -> None:
-        """Send what is left and close."""
+        """Send what is left and close, in order if the client is still sending."""
         self.flush()
-        self._transport.close()
+        if self._cycle.more_body and self._cycle.response_complete:
+            self._linger()
+        else:
+            self._transport.close()
 
 
 class _Refused(Exception):
@@ -73,6 +84,8 @@ class StrictProtocol(HttpToolsProtocol):
         self._head_open = True
         self._head_bytes = 0
         self._resuming = False
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        self._unwanted: int | None = None
         self._lingering: int | None = None
         self._refusal = 400, "The request is not valid HTTP/1.1"
 
@@ -83,6 +96,11 @@ class StrictProtocol(HttpToolsProtocol):
             if self._lingering > LINGER_BYTES:
                 self.transport.close()
             return
+        if self._unwanted is not None:
+            self._unwanted += len(data)
+            if self._unwanted > LINGER_BYTES:
+                self._linger()
+                return
         if self._head_open:
             self._head_bytes += len(data)
         self._unset_keepalive_if_required()
@@ -129,32 +147,39 @@ class StrictProtocol(HttpToolsProtocol):
         if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
             raise _Refused
         super().on_headers_complete()
-        transport = _Corked(self.transport, self.cycle)
+        transport = _Corked(self.transport, self.cycle, self._linger)
         self.cycle.transport = transport  # type: ignore[assignment]  # all that it is asked for
+        self._unanswered.append(self.cycle)
         self.cycle.on_response = partial(self._answered, self.cycle, transport)
 
     def on_message_complete(self) -> None:
         """End the request; the body of one that asks for an upgrade is still to come."""
         if self._resuming or not self.parser.should_upgrade():
             super().on_message_complete()
+            self.cycle.more_body = False
+            self._unwanted = None
 
     def _answered(self, cycle: RequestResponseCycle, transport: _Corked) -> None:
-        """Go on with the next request, unless the body of this one was not wanted."""
+        """Go on with the next request; what is left of this one's body is thrown away."""
         transport.flush()
+        self._unanswered.remove(cycle)
         self.on_response_complete()
-        if cycle.more_body and not self.transport.is_closing():
-            self._linger()
+        if cycle.more_body:
+            self._unwanted = 0
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what cannot be parsed. A request before it that can be is answered first."""
+        """Refuse what cannot be parsed, after the answers to the requests before it."""
         del msg
-        if self.cycle is not None and not self.cycle.response_complete:
-            if not self.cycle.more_body:
-                self.cycle.keep_alive = False
-                self._lingering = 0
-                return
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        if len(self._unanswered) > 1 and self._unanswered[-1].more_body:
+            self.pipeline.popleft()  # the newest, which has not been started
+            self._unanswered.pop()
+        if self._unanswered and not self._unanswered[-1].more_body:
+            self._unanswered[-1].keep_alive = False
+            self._lingering = 0
+            return
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
         status, message = self._refusal
         body = json.dumps({"error": message}).encode()
         self.transport.write(
@@ -188,6 +213,8 @@ class StrictProtocol(HttpToolsProtocol):
 
     def _linger(self) -> None:
         """Say that nothing more will be sent, and close when the client has had time to read."""
+        if self._lingering is not None or self.transport.is_closing():
+            return
         self._lingering = 0
         if self.transport.can_write_eof():
             self.transport.write_eof()

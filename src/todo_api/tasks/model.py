@@ -21,6 +21,9 @@ USER_ID_LENGTH = 255
 EMAIL_LENGTH = 320
 """RFC 3696, erratum 1690: 64 for the local part, 255 for the domain, and the @."""
 
+WRITABLE = ("title", "description", "status", "priority", "due_date")
+"""The columns that a client can set, in the order of the contract."""
+
 STATUSES = ("incomplete", "complete")
 PRIORITIES = ("low", "medium", "high")
 

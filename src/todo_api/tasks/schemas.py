@@ -7,7 +7,7 @@ contract's, word for word.
 import re
 import sys
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -19,7 +19,13 @@ from pydantic import (
 )
 
 from todo_api.errors import InvalidFields
-from todo_api.tasks.model import DESCRIPTION_LENGTH, PRIORITIES, STATUSES, TITLE_LENGTH
+from todo_api.tasks.model import (
+    DESCRIPTION_LENGTH,
+    PRIORITIES,
+    STATUSES,
+    TITLE_LENGTH,
+    WRITABLE,
+)
 
 MAXIMUM_ID = 2**63 - 1
 FIELD_ORDER = (
@@ -199,14 +205,12 @@ class TaskInput(BaseModel):
     created_at: Ignored
     updated_at: Ignored
 
-    WRITABLE: ClassVar[tuple[str, ...]] = ("title", "description", "status", "priority", "due_date")
-
     def values(self) -> dict[str, object]:
         """Return the columns that were given, `completed` as the `status` it spells."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
         if "completed" in given:
             given["status"] = "complete" if given["completed"] else "incomplete"
-        return {name: given[name] for name in self.WRITABLE if name in given}
+        return {name: given[name] for name in WRITABLE if name in given}
 
 
 class NewTask(TaskInput):

@@ -22,15 +22,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import case, col, delete, func, select, update
 
 from todo_api.database.statement import Statement
-from todo_api.tasks.model import Erasure, Task, User
+from todo_api.tasks.model import WRITABLE, Erasure, Task, User
 
 Status = Literal["incomplete", "complete"]
 Sort = Literal["created", "updated", "title", "due_date", "priority"]
 Order = Literal["asc", "desc"]
-
-WRITABLE = ("title", "description", "status", "priority", "due_date")
-"""The columns a client can set, in the order of the contract. Their new values are bound as
-`new_title` and so on."""
 
 _OWNER = bindparam("owner", type_=Text())
 _TASK_ID = bindparam("task_id", type_=BigInteger())

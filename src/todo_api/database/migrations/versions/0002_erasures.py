@@ -54,6 +54,7 @@ def upgrade() -> None:
         END
         $$
     """)
+    op.execute("GRANT EXECUTE ON FUNCTION begin_write TO todo_member")
 
 
 def downgrade() -> None:
