@@ -30,6 +30,11 @@ check: .venv/development ## Lint, types, architecture
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/architecture
 
+.PHONY: bench
+bench: .venv/development ## Compare with what people would pick instead (needs wrk and Node)
+	npm ci --silent --prefix benchmarks/fastify
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
 .PHONY: format
 format: .venv/development ## Format the code
 	$(BIN)/ruff check --fix-only

@@ -1,0 +1,18 @@
+"""The floor: an ASGI application that answers a constant. What uvicorn alone costs."""
+
+BODY = b'{"id":1,"title":"Buy groceries"}'
+START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(BODY)).encode()),
+    ],
+}
+
+
+async def app(scope, receive, send):  # noqa: ANN001, ANN201, ARG001
+    """Answer."""
+    if scope["type"] == "http":
+        await send(START)
+        await send({"type": "http.response.body", "body": BODY})
