@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from functools import partial
-from multiprocessing import parent_process
+from multiprocessing import parent_process, resource_tracker
 from types import FrameType
 
 import uvicorn
@@ -35,6 +35,21 @@ class Server(uvicorn.Server):
         del frame
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+
+
+class Supervisor(Multiprocess):
+    """uvicorn's supervisor of several workers."""
+
+    def init_processes(self) -> None:
+        """Start the workers, deaf to Ctrl-C.
+
+        The terminal sends it to them as well, and in the middle of their imports it would end in a
+        traceback. They inherit that it is blocked; this process gets it and ends them in order.
+        """
+        resource_tracker.ensure_running()  # unblocks it when it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        super().init_processes()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def configuration(settings: Settings, database_url: str) -> uvicorn.Config:
@@ -83,7 +98,7 @@ async def check(settings: Settings, database_url: str) -> None:
 def serve(config: uvicorn.Config, listener: socket.socket) -> None:
     """Serve until a signal says to stop. What could not start exits with 1."""
     if config.workers > 1:
-        supervisor = Multiprocess(config, sockets=[listener])
+        supervisor = Supervisor(config, sockets=[listener])
         supervisor.run()
         failed = any(each.exitcode == STARTUP_FAILURE for each in supervisor.processes)
     else:

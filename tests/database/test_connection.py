@@ -95,7 +95,7 @@ async def test_without_prepared_statements_or_row_security(
             assert await echo(database, text) == text.encode()
         assert wire.round_trips == 2
         with pytest.raises(StatementTimeout):
-            async with opened(wire.url, row_security=row_security, statement_timeout=0.1) as short:
+            async with opened(wire.url, row_security=row_security, statement_timeout=0.5) as short:
                 await short.run("alice", SLEEP, {"seconds": 5})
 
 
@@ -245,7 +245,7 @@ async def test_read_whose_answer_was_lost_is_tried_again(
 async def test_frozen_server_is_given_up_in_time(database_url: str, short_folder: Path) -> None:
     async with (
         Wire(database_url, short_folder) as wire,
-        opened(wire.url, statement_timeout=0.1, pool_size=1) as database,
+        opened(wire.url, statement_timeout=0.5, pool_size=1) as database,
     ):
         wire.frozen = True
         with pytest.raises(StatementTimeout):

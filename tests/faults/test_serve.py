@@ -1,6 +1,7 @@
 """The program as its users run it: from an empty folder, ended by signals, killed outright."""
 
 import json
+import os
 import signal
 import socket
 import stat
@@ -102,6 +103,15 @@ def test_signal_finishes_what_is_in_flight(
         assert program.process.wait(30) == 0
         assert [answer.json()["title"] for answer in answers] == ["y"]
     assert (tmp_path / "log").read_text() == ""
+
+
+def test_ctrl_c_reaches_workers_that_are_still_starting(tmp_path: Path, database_url: str) -> None:
+    for delay in (0.0, 0.1, 0.2, 0.3):
+        with serving(tmp_path, "--workers", "2", DATABASE_URL=database_url, **KEYS) as program:
+            time.sleep(delay)  # to meet them at different moments of their start
+            os.killpg(program.process.pid, signal.SIGINT)
+            assert program.process.wait(30) == 0
+        assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def waiting_for_a_lock(sql: psycopg.Connection) -> int:
