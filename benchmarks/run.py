@@ -77,6 +77,10 @@ def servers() -> list[Server]:
 def load(url: str, tasks_per_user: int) -> None:
     """Put the same data in: user n owns every USERS-th task."""
     with psycopg.connect(url, autocommit=True) as connection:
+        # What wrk left behind when its time was up is still being written.
+        busy = "SELECT FROM pg_stat_activity WHERE state <> 'idle' AND pid <> pg_backend_pid()"
+        while connection.execute(busy).fetchone() is not None:
+            time.sleep(0.05)
         connection.execute("TRUNCATE users, tasks, erasures RESTART IDENTITY")
         connection.execute(
             "INSERT INTO users (id) SELECT 'user' || n FROM generate_series(0, %s) AS n",
