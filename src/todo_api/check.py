@@ -9,7 +9,6 @@ from typing import Literal
 from todo_api.auth.key_set import REFRESH_SECONDS, Fetched, FetchFailed, fetch, read_key_set
 from todo_api.auth.tokens import LEEWAY
 from todo_api.database import migrations
-from todo_api.database.address import reason
 from todo_api.database.database import Database
 from todo_api.errors import ApiError, StartupError
 from todo_api.settings import Settings, is_loopback, origin_of
@@ -51,7 +50,7 @@ async def _database(settings: Settings, url: str) -> AsyncIterator[Finding]:
     except StartupError as error:
         yield Finding("database", "failure", str(error))
     except ApiError as error:
-        yield Finding("database", "failure", f"DATABASE_URL: {reason(error.__cause__)}")
+        yield Finding("database", "failure", f"DATABASE_URL: {error.__cause__}")
     finally:
         await database.close()
 

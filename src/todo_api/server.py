@@ -16,7 +16,6 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from todo_api.app import create_app
-from todo_api.database.address import reason
 from todo_api.database.database import Database
 from todo_api.errors import DatabaseUnreachable, StartupError
 from todo_api.http.logs import configure_logging
@@ -90,7 +89,7 @@ async def check(settings: Settings, database_url: str) -> None:
     try:
         await database.check()
     except DatabaseUnreachable as error:
-        raise StartupError(f"DATABASE_URL: {reason(error.__cause__)}") from error
+        raise StartupError(f"DATABASE_URL: {error.__cause__}") from error
     finally:
         await database.close()
 

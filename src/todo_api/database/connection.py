@@ -39,8 +39,9 @@ class QueryFailed(Exception):
 class ServerError(QueryFailed):
     """PostgreSQL answered with an error, and rolled everything back if `did_not_run`."""
 
-    def __init__(self, sqlstate: str, message: str, *, did_not_run: bool) -> None:
-        super().__init__(f"{sqlstate} {message}")
+    def __init__(self, sqlstate: str, *, did_not_run: bool) -> None:
+        # The code alone: the server's words may quote a value, and this goes to the log.
+        super().__init__(f"SQLSTATE {sqlstate}")
         self.sqlstate = sqlstate
         self.did_not_run = did_not_run
 
@@ -215,7 +216,6 @@ class Connection:
         # A session that ends after the last command was carried out may have committed it.
         return ServerError(
             sqlstate.decode(),
-            (result.error_field(DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace"),
             did_not_run=severity == b"ERROR" or self._unanswered > 0,
         )
 

@@ -96,7 +96,7 @@ class Database:
         try:
             await self.check()
         except DatabaseUnreachable as error:
-            log.warning("the database does not answer yet", reason=reason(error.__cause__))
+            log.warning("the database does not answer yet", reason=str(error.__cause__))
         except BaseException:
             await self.close()
             raise
@@ -213,7 +213,8 @@ class Database:
                 cause = error
                 break
         self._in_doubt = True
-        raise DatabaseUnreachable from cause
+        # The cause is for the log: libpq's own words would put the database's address there.
+        raise DatabaseUnreachable from ConnectionLost(reason(cause), did_not_run=True)
 
     async def _connect_once(self) -> Connection:
         connection = await Connection.open(
