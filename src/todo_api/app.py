@@ -51,6 +51,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         version="1",
         openapi_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=_lifespan(database, key_set),
     )
     app.state.cors_origins = settings.cors_origins

@@ -17,12 +17,11 @@ async def read_object(request: Request) -> dict[str, Any] | None:
     RFC 8259, strictly: UTF-8 without a byte-order mark, no duplicate members, no NaN, no lone
     surrogates. Raises `BodyTooLarge`, `UnsupportedMediaType` or `BadRequest`.
     """
-    fields = [
-        (name, value)
-        for name, value in request.scope["headers"]
-        if name in {b"content-length", b"content-type", b"content-encoding"}
-    ]
-    body = await _read(request, dict(fields).get(b"content-length", b"0"))
+    fields: dict[bytes, list[bytes]] = {}
+    for name, value in request.scope["headers"]:
+        if name.startswith(b"content-"):
+            fields.setdefault(name, []).append(value)
+    body = await _read(request, fields.get(b"content-length", [b"0"])[0])
     if not body:
         return None
     _check_media_type(fields)
@@ -45,13 +44,13 @@ async def _read(request: Request, announced: bytes) -> bytes:
             return body
 
 
-def _check_media_type(fields: list[tuple[bytes, bytes]]) -> None:
-    types = [value for name, value in fields if name == b"content-type"]
+def _check_media_type(fields: dict[bytes, list[bytes]]) -> None:
+    types = fields.get(b"content-type", [])
     if len(types) > 1:
         raise BadRequest("Send one Content-Type header")
     if not types or types[0].partition(b";")[0].strip().lower() != b"application/json":
         raise UnsupportedMediaType
-    if any(name == b"content-encoding" and value.lower() != b"identity" for name, value in fields):
+    if any(coding.lower() != b"identity" for coding in fields.get(b"content-encoding", ())):
         raise UnsupportedMediaType("Content-Encoding is not supported: send plain JSON")
 
 

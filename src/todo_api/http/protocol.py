@@ -10,11 +10,14 @@ import asyncio
 import json
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
+from urllib.parse import unquote
 
 import httptools
+from starlette.types import Message
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -25,51 +28,88 @@ HEAD_BYTES = 65_536
 HEAD_FIELDS = 256
 """Limits of a request line with its header fields."""
 
+HEAD_SECONDS = 10.0
+"""How long a client may take for a head, from its first byte."""
+
+STALL_SECONDS = 10.0
+"""How long a client may leave a response unread that waits to be sent on."""
+
 LINGER_BYTES = 1_048_576
 LINGER_SECONDS = 2.0
 """How much more of a refused body is thrown away, and for how long, so that the client can read
 the answer: closing a socket with unread data resets the connection (RFC 9112, section 9.6)."""
 
 
-class _Corked:
-    """A transport that sends the head of a response together with the start of its body.
+BODILESS = {204, 304}
+"""Statuses whose answers have no body, and so need no framing (RFC 9112, section 6.3)."""
 
-    One system call in place of two, which is a tenth of what a request costs (measured).
+
+class _Exchange(RequestResponseCycle):
+    """A request and its response.
+
+    The head of a response leaves together with the start of its body: one system call in place of
+    two, which is a tenth of what a request costs (measured).
     """
 
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        cycle: RequestResponseCycle,
-        linger: Callable[[], None],
-    ) -> None:
-        self._linger = linger
-        self._transport = transport
-        self._cycle = cycle
-        self._head: bytes | None = None
-        self.is_closing = transport.is_closing
+    _head: Sequence[bytes] = ()
 
-    def write(self, data: bytes) -> None:
-        """Keep the head; send it with what follows."""
-        if self._head is None and self._cycle.response_started:
-            self._head = data
+    async def send(self, message: Message) -> None:  # type: ignore[override]  # the same, untyped
+        """Send a part of the response.
+
+        Raises `OSError` where more is to come and nobody is left to read it (ASGI 2.4).
+        """
+        if self.flow.write_paused and not self.disconnected:
+            await self._until_read()
+        if self.disconnected:
+            if message.get("more_body"):
+                raise ConnectionResetError
+        elif message["type"] == "http.response.start":
+            self._start(message["status"], message["headers"])
         else:
-            self._transport.write(self._head + data if self._head else data)
-            self._head = b"" if self._cycle.response_started else None
+            self._write(message.get("body", b""), more_body=message.get("more_body", False))
 
-    def flush(self) -> None:
-        """Send a head that nothing followed: the answer to HEAD."""
-        if self._head:
-            self._transport.write(self._head)
-            self._head = b""
+    async def _until_read(self) -> None:
+        """Wait for the client to read; cut off one that does not."""
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await self.flow.drain()
+        except TimeoutError:
+            self.disconnected = True
+            self.transport.abort()
 
-    def close(self) -> None:
-        """Send what is left and close, in order if the client is still sending."""
-        self.flush()
-        if self._cycle.more_body and self._cycle.response_complete:
-            self._linger()
-        else:
-            self._transport.close()
+    def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Keep the head for what follows. Without a length the body is chunked (RFC 9112, 7.1)."""
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        head = [STATUS_LINE[status]]
+        self.chunked_encoding = status not in BODILESS
+        for name, value in chain(self.default_headers, headers):
+            if b"\r" in value or b"\n" in value:
+                raise ValueError("a header field would end early")
+            if name == b"content-length":
+                self.chunked_encoding = False
+            head += (name, b": ", value, b"\r\n")
+        if self.chunked_encoding:
+            if self.scope["http_version"] == "1.1":
+                head.append(b"transfer-encoding: chunked\r\n")
+            else:  # the end of the connection is the end of the body
+                self.chunked_encoding = self.keep_alive = False
+        head.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        self._head = head
+
+    def _write(self, body: bytes, *, more_body: bool) -> None:
+        if self.scope["method"] == "HEAD":
+            body = b""
+        elif self.chunked_encoding:
+            body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (
+                b"" if more_body else b"0\r\n\r\n"
+            )
+        self.transport.write(b"".join((*self._head, body)))
+        self._head = ()
+        if not more_body:
+            self.response_complete = True
+            self.message_event.set()
+            self.on_response()
 
 
 class _Refused(Exception):
@@ -83,8 +123,9 @@ class StrictProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._head_open = True
         self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
         self._resuming = False
-        self._unanswered: deque[RequestResponseCycle] = deque()
+        self._unanswered: deque[_Exchange] = deque()
         self._unwanted: int | None = None
         self._lingering: int | None = None
         self._refusal = 400, "The request is not valid HTTP/1.1"
@@ -106,12 +147,37 @@ class StrictProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
-            if self._head_open and self._head_bytes > HEAD_BYTES:
-                self._refuse_head()
+            if self._head_open or not self._unanswered:
+                self._expect_head()
         except httptools.HttpParserUpgrade as upgrade:
             self._resume_without_upgrade(data[upgrade.args[0] :])
         except (httptools.HttpParserError, _Refused):
             self.send_400_response("")
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Give the client as long for its first byte as for the next request."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timers."""
+        self._unset_keepalive_if_required()
+        self._unset_head_timer()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        """Wait for the rest of a head, neither for ever nor for any size."""
+        if self._head_open and self._head_bytes > HEAD_BYTES:
+            self._refuse_head()
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _unset_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -132,25 +198,66 @@ class StrictProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start to serve the request, unless its framing is in doubt (RFC 9112, section 3.2, 6)."""
+        """Start to serve the request, or queue it behind the one before."""
         if self._resuming:
             return
         self._head_open = False
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > HEAD_BYTES:
+        self._unset_head_timer()
+        self._check_head()
+        self._set_target()
+        previous = self.cycle
+        exchange = self.cycle = self._exchange()
+        self._unanswered.append(exchange)
+        if previous is None or previous.response_complete:
+            self._start_asgi_task(exchange, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))
+
+    def _check_head(self) -> None:
+        """Refuse a head that is too large, or leaves the framing in doubt (RFC 9112, 3.2 and 6)."""
+        if (
+            len(self.url) + sum([len(name) + len(value) for name, value in self.headers])
+            > HEAD_BYTES
+        ):
             self._refuse_head()
         version = self.parser.get_http_version()
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        hosts, codings = 0, []
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding":
+                codings.append(value.strip().lower())
         if version not in {"1.0", "1.1"} or hosts > 1 or (version == "1.1" and hosts == 0):
             raise _Refused
-        if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
+        if codings and codings != [b"chunked"]:
             raise _Refused
-        super().on_headers_complete()
-        transport = _Corked(self.transport, self.cycle, self._linger)
-        self.cycle.transport = transport  # type: ignore[assignment]  # all that it is asked for
-        self._unanswered.append(self.cycle)
-        self.cycle.on_response = partial(self._answered, self.cycle, transport)
+        self.scope["http_version"] = version
+
+    def _set_target(self) -> None:
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        self.scope["path"] = unquote(path) if "%" in path else path
+        self.scope["raw_path"] = url.path
+        self.scope["query_string"] = url.query or b""
+
+    def _exchange(self) -> _Exchange:
+        exchange = _Exchange(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=self.scope["http_version"] != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        exchange.on_response = partial(self._answered, exchange)
+        return exchange
 
     def on_message_complete(self) -> None:
         """End the request; the body of one that asks for an upgrade is still to come."""
@@ -159,12 +266,15 @@ class StrictProtocol(HttpToolsProtocol):
             self.cycle.more_body = False
             self._unwanted = None
 
-    def _answered(self, cycle: RequestResponseCycle, transport: _Corked) -> None:
+    def _answered(self, exchange: _Exchange) -> None:
         """Go on with the next request; what is left of this one's body is thrown away."""
-        transport.flush()
-        self._unanswered.remove(cycle)
+        self._unanswered.remove(exchange)
+        if not exchange.keep_alive and exchange.more_body:
+            self._linger()
+        elif not exchange.keep_alive:
+            self.transport.close()
         self.on_response_complete()
-        if cycle.more_body:
+        if exchange.more_body:
             self._unwanted = 0
 
     def send_400_response(self, msg: str) -> None:

@@ -23,6 +23,7 @@ from todo_api.http.answers import json_answer
 from todo_api.http.body import read_object
 from todo_api.tasks.owned_tasks import OwnedTasks
 from todo_api.tasks.schemas import (
+    CHANGEABLE,
     MAXIMUM_ID,
     Completion,
     Error,
@@ -140,7 +141,7 @@ async def _read_new_task(request: Request) -> NewTask:
 
 async def _read_change(request: Request) -> TaskChange:
     change = read(TaskChange, await _read_body(request))
-    if not change.values():
+    if change.model_fields_set.isdisjoint(CHANGEABLE):
         raise BadRequest("At least one field must be provided")
     return change
 

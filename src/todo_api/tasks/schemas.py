@@ -42,6 +42,9 @@ FIELD_ORDER = (
 )
 """The order of the contract: the first field that is wrong gives the `error`."""
 
+CHANGEABLE = {*WRITABLE, "completed"}
+"""The members of a body that change something."""
+
 INVALID_STATUS = "Invalid status value. Must be incomplete or complete"
 INVALID_PRIORITY = "Invalid priority value. Must be low, medium, high or null"
 INVALID_DUE_DATE = (
@@ -204,35 +207,32 @@ class TaskInput(BaseModel):
     user_id: Ignored
     created_at: Ignored
     updated_at: Ignored
+    title: str
+    description: Description = None
+    status: StatusValue = "incomplete"
+    completed: Completed = False
+    priority: Priority = None
+    due_date: DueDate = None
 
     def values(self) -> dict[str, object]:
         """Return the columns that were given, `completed` as the `status` it spells."""
-        given = {name: getattr(self, name) for name in self.model_fields_set}
+        given = self.model_fields_set
+        values = {name: getattr(self, name) for name in WRITABLE if name in given}
         if "completed" in given:
-            given["status"] = "complete" if given["completed"] else "incomplete"
-        return {name: given[name] for name in WRITABLE if name in given}
+            values["status"] = "complete" if self.completed else "incomplete"
+        return values
 
 
 class NewTask(TaskInput):
     """The body of a POST."""
 
     title: NewTitle
-    description: Description = None
-    status: StatusValue = "incomplete"
-    completed: Completed = False
-    priority: Priority = None
-    due_date: DueDate = None
 
 
 class TaskChange(TaskInput):
     """The body of a PUT: the fields to change."""
 
     title: ChangedTitle = ""
-    description: Description = None
-    status: StatusValue = "incomplete"
-    completed: Completed = False
-    priority: Priority = None
-    due_date: DueDate = None
 
 
 class Completion(BaseModel):
