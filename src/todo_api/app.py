@@ -14,6 +14,7 @@ from todo_api.database.database import Database
 from todo_api.http.answers import Errors
 from todo_api.http.cors import CORS
 from todo_api.http.envelope import Envelope
+from todo_api.http.limits import Limits
 from todo_api.http.pages import add_documents, health_routes
 from todo_api.http.paths import PathTable
 from todo_api.settings import Settings, origin_of
@@ -30,8 +31,13 @@ class Application(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return the layers around the routes, the outermost first."""
-        paths = PathTable(self.router.routes)
-        http = Envelope(CORS(Errors(paths), origins=self.state.cors_origins))
+        settings: Settings = self.state.settings
+        limits = Limits(
+            PathTable(self.router.routes),
+            in_flight=settings.max_in_flight,
+            seconds=settings.request_timeout,
+        )
+        http = Envelope(CORS(Errors(limits), origins=settings.cors_origins))
 
         async def stack(scope: Scope, receive: Receive, send: Send) -> None:
             await (http if scope["type"] == "http" else self.router)(scope, receive, send)
@@ -54,7 +60,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=_lifespan(database, key_set),
     )
-    app.state.cors_origins = settings.cors_origins
+    app.state.settings = settings
     app.router.routes += task_routes(authenticator, partial(OwnedTasks, database=database))
     app.router.routes += health_routes(partial(_not_ready, database, key_set))
     add_documents(app)

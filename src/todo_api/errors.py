@@ -19,6 +19,8 @@ Each class carries its status, its message and its headers, so one handler
     ├── InternalError            500
     │   └── DatabaseUnreachable  500
     └── ServiceUnavailable       503
+        ├── Overloaded           503, too many requests at once
+        ├── RequestTimeout       503
         ├── ShuttingDown         503
         ├── DatabaseBusy         503, no free connection in time
         ├── StatementTimeout     503
@@ -159,6 +161,14 @@ class ServiceUnavailable(ApiError):
     status = 503
     message = "Service temporarily unavailable"
     headers: Mapping[str, str] = {"Retry-After": "1"}
+
+
+class Overloaded(ServiceUnavailable):
+    """More requests are in flight than this process takes on."""
+
+
+class RequestTimeout(ServiceUnavailable):
+    """The request as a whole took too long, whatever it waited for."""
 
 
 class ShuttingDown(ServiceUnavailable):

@@ -99,6 +99,8 @@ class Settings(BaseSettings):
     statement_timeout: float = Field(default=5.0, gt=0, le=60)
     lock_timeout: float = Field(default=2.0, gt=0, le=60)
     prepared_statements: bool = True
+    request_timeout: float = Field(default=30.0, gt=0, le=600)
+    max_in_flight: int = Field(default=500, ge=1, le=100_000)
     shutdown_timeout: int = Field(default=25, ge=1, le=600)
 
     @classmethod

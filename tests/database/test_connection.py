@@ -14,6 +14,7 @@ from support.waiting import until
 from support.wire import Wire
 from todo_api import server
 from todo_api.database import database as database_module
+from todo_api.database.connection import BATCH_BYTES
 from todo_api.database.database import Database
 from todo_api.database.statement import Statement, encode
 from todo_api.errors import (
@@ -65,7 +66,7 @@ async def test_owner_and_role_hold_for_the_statement_alone(
 ) -> None:
     (row,) = await database.run("alice", WHO, {})
     assert row == b'{"role" : "todo_member", "owner" : "alice"}'
-    (row,) = await database._attempt([(WHO, [])])
+    (row,), _ = await database._attempt([(WHO, [])])
     assert row == b'{"role" : "postgres", "owner" : ""}'
 
 
@@ -423,3 +424,66 @@ def terminate_all(sql: psycopg.Connection, query: str = "%") -> int:
     assert killed is not None
     count: int = killed[0]
     return count
+
+
+MANY = Statement(
+    b"many",
+    b"SELECT repeat('x', 1000) || n FROM pg_sleep(0.02), generate_series(1, $1::int) AS n",
+    ("owner",),
+    writes=False,
+    many=True,
+)
+"""As many rows as the owner's name says."""
+
+
+@pytest.mark.parametrize("row_security", [True, False])
+@pytest.mark.parametrize("prepared_statements", [True, False])
+@pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 128, 5_000])
+async def test_long_answer_comes_in_batches(
+    database_url: str, row_security: bool, prepared_statements: bool, rows: int
+) -> None:
+    async with opened(
+        database_url, row_security=row_security, prepared_statements=prepared_statements
+    ) as database:
+        for _ in range(2):
+            first, rest = await database.read(str(rows), MANY)
+            batches = [first]
+            if rest is not None:
+                batches += [batch async for batch in rest]
+                rest.close()
+            assert [row[1000:] for batch in batches for row in batch] == [
+                str(number + 1).encode() for number in range(rows)
+            ]
+            assert max(sum(map(len, batch)) for batch in batches) < BATCH_BYTES + 66_000
+        assert (rest is not None) == (rows == 5_000)
+        assert database._reading_on == 0
+        assert len(database._open) == 1
+
+
+async def test_long_answer_that_nobody_asks_for_loses_its_connection(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("todo_api.database.connection.PAUSE_SECONDS", 0.05)
+    _, rest = await database.read("5000", MANY)
+    assert rest is not None
+    await until(lambda: not database._open)
+    with pytest.raises(DatabaseUnreachable):
+        await anext(rest)
+    rest.close()
+    assert await echo(database) == b"hello"
+    assert database._slots._value == 2
+
+
+async def test_long_answer_given_up_frees_its_slot(database: Database) -> None:
+    for _ in range(5):
+        _, rest = await database.read("5000", MANY)
+        assert rest is not None
+        with pytest.raises(DatabaseBusy):
+            await database.read("5000", MANY)
+        rest.close()
+    asking = asyncio.ensure_future(database.read("5000", MANY))
+    await until(lambda: any(each.busy for each in database._open))
+    asking.cancel()
+    await until(lambda: database._slots._value == 2)
+    assert await echo(database) == b"hello"
+    assert database._reading_on == 0

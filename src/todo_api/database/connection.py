@@ -10,13 +10,13 @@ transaction, committed at the Sync and rolled back whole on an error. psycopg ex
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import psycopg
 from psycopg import pq
 from psycopg.pq import DiagnosticField, ExecStatus
 
-from todo_api.database.statement import Statement
+from todo_api.database.statement import Rows, Statement
 
 STALE = {
     "26000",  # a prepared statement is gone: somebody said DISCARD ALL
@@ -25,8 +25,24 @@ STALE = {
 }
 """Errors (by SQLSTATE) after which a connection's prepared statements are not what we think."""
 
+CHUNK_ROWS = 64
+"""How many rows of a long answer libpq gathers before we look at them."""
+
+BATCH_BYTES = 262_144
+"""How much of a long answer is taken in before somebody has to want more."""
+
+PAUSE_SECONDS = 10.0
+"""How long a connection waits for somebody to want more."""
+
 Command = tuple[Statement, Sequence[bytes | None]]
 """A statement and its values in text format."""
+
+
+class Answer(NamedTuple):
+    """Rows of the last command, and the connection where there are more of them to come."""
+
+    rows: Rows
+    rest: "Connection | None" = None
 
 
 class QueryFailed(Exception):
@@ -64,6 +80,9 @@ class Connection:
     It is free when its Sync has arrived, not when somebody has stopped waiting: a cancelled
     request leaves the connection busy until the server is done. `on_free` is called then, and
     `on_lost` once, whenever the connection ends.
+
+    A long answer comes in batches, and no faster than it is asked for: between two of them the
+    socket is not read, and the server waits.
     """
 
     def __init__(
@@ -84,10 +103,14 @@ class Connection:
         self.closing = False
         self._prepared: set[bytes] = set()
         self._preparing: deque[bytes] = deque()
-        self._answer: asyncio.Future[list[bytes]] | None = None
+        self.busy = False
+        """Whether commands are under way."""
+        self._answer: asyncio.Future[Answer] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._unanswered = 0
-        self._rows: list[bytes] = []
+        self._in_batches = False
+        self._rows: Rows = []
+        self._held = 0
         self._error: ServerError | None = None
         self._pgconn.enter_pipeline_mode()
         self._loop.add_reader(self._socket, self._on_readable)
@@ -118,36 +141,53 @@ class Connection:
         return self._pgconn.server_version
 
     @property
-    def busy(self) -> bool:
-        """Whether commands are under way."""
-        return self._answer is not None
-
-    @property
     def closed(self) -> bool:
         """Whether the connection has ended."""
         return self._socket < 0
 
-    def send(self, commands: Sequence[Command], timeout: float) -> asyncio.Future[list[bytes]]:
-        """Send the commands in one go; the future has the rows of the last one.
+    def send(self, commands: Sequence[Command], timeout: float) -> asyncio.Future[Answer]:
+        """Send the commands in one go; the future has the answer to the last one.
 
         Its exception is a `QueryFailed`. Without an answer after `timeout` seconds the connection
         is dropped: that also holds against a server that is frozen.
         """
-        answer: asyncio.Future[list[bytes]] = self._loop.create_future()
-        self._answer = answer
-        self._rows, self._error = [], None
+        self.busy = True
+        answer = self._expect_answer(timeout)
+        self._error = None
         self._unanswered = len(commands)
+        self._in_batches = commands[-1][0].many
         try:
             for statement, values in commands:
                 self._send_one(statement, values)
             self._pgconn.pipeline_sync()
             self._flush()
+            self._take_in_batches()
         except psycopg.OperationalError as error:
             # Nothing is carried out before its Sync, which has not left.
             self._lose(ConnectionLost(str(error), did_not_run=True))
-        else:
-            self._deadline = self._loop.call_later(timeout, self._overdue)
         return answer
+
+    def resume(self, timeout: float) -> asyncio.Future[Answer]:
+        """Take in the next batch of a long answer, on the same terms as `send`."""
+        answer = self._expect_answer(timeout)
+        if self.closed:
+            self._settle(ConnectionLost("closed while its answer was being read"))
+        else:
+            self._loop.add_reader(self._socket, self._on_readable)
+            self._read_results()
+        return answer
+
+    def _expect_answer(self, timeout: float) -> asyncio.Future[Answer]:
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        self._answer = answer
+        self._rows, self._held = [], 0
+        self._set_deadline(timeout)
+        return answer
+
+    def _set_deadline(self, seconds: float | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self._loop.call_later(seconds, self._overdue)
 
     def close(self) -> None:
         """End the connection; what is under way fails."""
@@ -195,18 +235,47 @@ class Connection:
                 if at_end:
                     return
                 at_end = True
+                self._take_in_batches()
                 continue
             at_end = False
             status = result.status
             if status == ExecStatus.TUPLES_OK:
+                self._take(result)
                 self._unanswered -= 1
-                self._rows = [result.get_value(row, 0) or b"" for row in range(result.ntuples)]
+            elif status == ExecStatus.TUPLES_CHUNK:
+                self._take(result)
+                if self._held >= BATCH_BYTES:
+                    self._pause()
             elif status == ExecStatus.PIPELINE_SYNC:
                 self._finish()
             elif status == ExecStatus.COMMAND_OK and self._preparing:
                 self._prepared.add(self._preparing.popleft())
             elif status == ExecStatus.FATAL_ERROR:
                 self._error = self._error or self._server_error(result)
+
+    def _take_in_batches(self) -> None:
+        """Ask libpq for chunks of rows. It can be told when the command's turn has come."""
+        its_turn = self._unanswered == 1 and not self._preparing and self._error is None
+        if self._in_batches and its_turn:
+            self._pgconn.set_chunked_rows_mode(CHUNK_ROWS)
+
+    def _take(self, result: pq.abc.PGresult) -> None:
+        """Keep the rows, of the last command alone."""
+        if self._unanswered > 1:
+            return
+        rows = [result.get_value(row, 0) or b"" for row in range(result.ntuples)]
+        self._rows += rows
+        if self._in_batches:
+            self._held += sum(map(len, rows))
+
+    def _pause(self) -> None:
+        """Hand over a batch, and read on when somebody wants more."""
+        self._loop.remove_reader(self._socket)
+        if self._answer is None or self._answer.cancelled():
+            self._lose(ConnectionLost("nobody waits for the rest"))
+        else:
+            self._settle(Answer(self._rows, self))
+            self._set_deadline(PAUSE_SECONDS)
 
     def _server_error(self, result: pq.abc.PGresult) -> ServerError | None:
         sqlstate = result.error_field(DiagnosticField.SQLSTATE)
@@ -221,26 +290,26 @@ class Connection:
 
     def _finish(self) -> None:
         """The Sync is here: everything sent was committed, or nothing."""
-        error, rows = self._error, self._rows
+        error = self._error
         if error is not None and error.sqlstate in STALE:
             self._lose(error)
             return
-        answer = self._settle()
-        self._rows = []
+        rows, self._rows = self._rows, []
         self._preparing.clear()
-        if answer is not None and not answer.done():
-            if error is None:
-                answer.set_result(rows)
-            else:
-                answer.set_exception(error)
+        self.busy = False
+        self._settle(error or Answer(rows))
         self._on_free(self)
 
-    def _settle(self) -> asyncio.Future[list[bytes]] | None:
+    def _settle(self, outcome: Answer | QueryFailed) -> None:
+        """Tell whoever waits, if he still does."""
         answer, self._answer = self._answer, None
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        return answer
+        self._set_deadline(None)
+        if answer is None or answer.done():
+            return
+        if isinstance(outcome, QueryFailed):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
 
     def _overdue(self) -> None:
         self._lose(AnswerOverdue("no answer in time"))
@@ -253,6 +322,4 @@ class Connection:
         self._socket = -1
         self._pgconn.finish()
         self._on_lost(self)
-        answer = self._settle()
-        if answer is not None and not answer.done():
-            answer.set_exception(failure)
+        self._settle(failure)

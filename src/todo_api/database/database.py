@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import psycopg
 import structlog
@@ -12,13 +13,14 @@ from todo_api.database import row_security
 from todo_api.database.address import conninfo, reason
 from todo_api.database.connection import (
     STALE,
+    Answer,
     AnswerOverdue,
     Command,
     Connection,
     ConnectionLost,
     QueryFailed,
 )
-from todo_api.database.statement import Statement
+from todo_api.database.statement import Rows, Statement
 from todo_api.errors import (
     AccountErased,
     ApiError,
@@ -33,9 +35,6 @@ from todo_api.errors import (
 from todo_api.settings import Settings
 
 log = structlog.get_logger()
-
-Rows = list[bytes]
-"""The rows of a statement: one text column each."""
 
 IDLE_LIMIT = 240.0
 """Seconds after which an idle connection is closed: before Neon cuts it at 300 and so that we are
@@ -77,11 +76,15 @@ class Database:
         timeouts = settings.statement_timeout, settings.lock_timeout
         role = settings.row_security
         self._before_read = row_security.before_read(*timeouts) if role else None
+        # While a client reads many rows the server waits, as long as the request may take.
+        timeouts_of_many = settings.request_timeout, settings.lock_timeout
+        self._before_many = row_security.before_many(*timeouts_of_many, role=role)
         self._before_write = row_security.before_write(*timeouts, role=role)
         self._session = None if role else row_security.set_timeouts(*timeouts)
         self._slots = asyncio.Semaphore(settings.pool_size)
         self._idle: list[tuple[Connection, float]] = []
         self._open: set[Connection] = set()
+        self._reading_on = 0
         self._sweeper: asyncio.TimerHandle | None = None
         self._in_doubt = True
         self._closed = False
@@ -125,7 +128,29 @@ class Database:
         or anything that the server certainly did not keep. Raises one of our `ApiError`s.
         """
         named = {"owner": owner, "issued_at": issued_at, "erasing": statement.erases}
-        commands = self._commands(statement, {**named, **values})
+        return (await self._run(statement, {**named, **values})).rows
+
+    async def read(self, owner: str, statement: Statement) -> tuple[Rows, "Rest | None"]:
+        """Run a statement that reads many rows: the first ones, and the rest where there is more.
+
+        Still one round trip: the server goes on to send as the rest is read. It holds a connection
+        meanwhile, so at most half of them may be reading on; more is `DatabaseBusy`.
+        """
+        rows, connection = await self._run(statement, {"owner": owner})
+        if connection is None:
+            return rows, None
+        if self._reading_on >= max(1, self._settings.pool_size // 2):
+            connection.close()
+            raise DatabaseBusy
+        self._reading_on += 1
+        return rows, Rest(connection, self._answer_timeout, self._has_read_on)
+
+    def _has_read_on(self) -> None:
+        self._reading_on -= 1
+
+    async def _run(self, statement: Statement, values: Mapping[str, object]) -> Answer:
+        """Try, and once more where that is safe."""
+        commands = self._commands(statement, values)
         try:
             return await self._attempt(commands)
         except QueryFailed as failure:
@@ -168,10 +193,12 @@ class Database:
     def _commands(self, statement: Statement, values: Mapping[str, object]) -> Sequence[Command]:
         """Put before a statement what has to precede it in the same transaction."""
         before = self._before_write if statement.writes else self._before_read
+        if statement.many:
+            before = self._before_many
         command = (statement, statement.encode(values))
         return (command,) if before is None else ((before, before.encode(values)), command)
 
-    async def _attempt(self, commands: Sequence[Command]) -> Rows:
+    async def _attempt(self, commands: Sequence[Command]) -> Answer:
         connection = await self._checkout()
         return await connection.send(commands, self._answer_timeout)
 
@@ -257,10 +284,45 @@ class Database:
         """
         state = row_security.STATE_OFF if self._before_read is None else row_security.STATE
         try:
-            rows = await self._attempt(self._commands(state, {"owner": ""}))
+            rows, _ = await self._attempt(self._commands(state, {"owner": ""}))
         except QueryFailed as error:
             raise StartupError(_refusal(error)) from error
         row_security.check(json.loads(rows[0]), role=self._before_read is not None)
+
+
+class Rest:
+    """The rows of a long answer that are still to come, in batches. It has to be closed.
+
+    A batch is read when it is asked for, which is when the client has taken the one before: the
+    whole is never in memory. Raises one of our `ApiError`s where it breaks off.
+    """
+
+    def __init__(
+        self, connection: Connection, answer_timeout: float, on_close: Callable[[], None]
+    ) -> None:
+        self._connection: Connection | None = connection
+        self._answer_timeout = answer_timeout
+        self._on_close = on_close
+
+    def __aiter__(self) -> Self:
+        """Iterate over the batches."""
+        return self
+
+    async def __anext__(self) -> Rows:
+        """Return the next rows."""
+        if self._connection is None:
+            raise StopAsyncIteration
+        try:
+            rows, self._connection = await self._connection.resume(self._answer_timeout)
+        except QueryFailed as failure:
+            raise _answer(failure) from failure
+        return rows
+
+    def close(self) -> None:
+        """Give up what has not been read."""
+        if self._connection is not None:
+            self._connection.close()
+        self._on_close()
 
 
 def _may_repeat(failure: QueryFailed, statement: Statement) -> bool:
@@ -287,7 +349,10 @@ def _refusal(failure: QueryFailed) -> str:
     if failure.sqlstate == "42P01":
         return "DATABASE_URL: the schema is missing; run `todo-api migrate`, or set AUTO_MIGRATE=on"
     if failure.sqlstate == "22023":
-        return f"ROW_SECURITY: there is no role {row_security.ROLE}; run `todo-api migrate`"
+        return (
+            f"ROW_SECURITY: there is no role {row_security.ROLE}; run `todo-api migrate`, or "
+            "restore the database again after `CREATE ROLE` (docs/operations.md)"
+        )
     if failure.sqlstate == "42501":
         return (
             f"ROW_SECURITY: the database user cannot take the role {row_security.ROLE}; as its "

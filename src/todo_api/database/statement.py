@@ -10,6 +10,9 @@ from sqlalchemy.dialects import postgresql
 
 _dialect = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 
+Rows = list[bytes]
+"""The rows of a statement: one text column each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Statement:
@@ -17,7 +20,8 @@ class Statement:
 
     `parameters` are the names of $1, $2, … in order. `writes` says that running it twice is not
     the same as running it once, so a broken connection is no reason to try again; `erases`, that
-    no other write of the owner may go on at the same time.
+    no other write of the owner may go on at the same time; `many`, that there is no limit to how
+    many rows may come, so that they are to be read in batches.
     """
 
     name: bytes
@@ -25,16 +29,22 @@ class Statement:
     parameters: tuple[str, ...]
     writes: bool
     erases: bool = False
+    many: bool = False
 
     @classmethod
     def compiled(
-        cls, name: str, expression: Executable, *, writes: bool = False, erases: bool = False
+        cls,
+        name: str,
+        expression: Executable,
+        *,
+        writes: bool = False,
+        erases: bool = False,
+        many: bool = False,
     ) -> Self:
         """Compile an SQLModel expression for libpq's `$1` placeholders."""
         compiled = expression.compile(dialect=_dialect)  # type: ignore[attr-defined]
-        return cls(
-            name.encode(), str(compiled).encode(), tuple(compiled.positiontup), writes, erases
-        )
+        parameters = tuple(compiled.positiontup)
+        return cls(name.encode(), str(compiled).encode(), parameters, writes, erases, many)
 
     def encode(self, values: Mapping[str, object]) -> list[bytes | None]:
         """Return the values in the order of the placeholders, as libpq's text format."""

@@ -2,7 +2,8 @@
 
 import json
 from asyncio import CancelledError
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
 
 import structlog
 from starlette.responses import Response
@@ -20,6 +21,58 @@ def json_answer(
     return Response(body, status, headers, "application/json")
 
 
+class Batches(Protocol):
+    """Batches of JSON values, to be read as fast as they can be sent."""
+
+    def __aiter__(self) -> AsyncIterator[list[bytes]]:
+        """Iterate over the batches."""
+
+    def close(self) -> None:
+        """Give up what has not been read."""
+
+
+class _LongArray(Response):
+    """A JSON array that is sent as it comes: in memory is one batch of it at a time."""
+
+    def __init__(self, first: list[bytes], rest: Batches) -> None:
+        super().__init__(media_type="application/json")
+        del self.headers["content-length"]
+        self._first = first
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; if the client leaves, stop."""
+        del scope, receive
+        try:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            await _send_more(send, b"[" + b",".join(self._first))
+            self._first = []
+            async for batch in self._rest:
+                await _send_more(send, b"".join(b"," + each for each in batch))
+            await send({"type": "http.response.body", "body": b"]"})
+        except OSError:
+            log.debug("the client left in the middle of a list")
+        finally:
+            self._rest.close()
+
+
+async def _send_more(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def array_answer(first: list[bytes], rest: Batches | None) -> Response:
+    """Return a JSON array of values that are JSON already, whole or as it comes."""
+    if rest is None:
+        return json_answer(b"[" + b",".join(first) + b"]")
+    return _LongArray(first, rest)
+
+
 def error_answer(error: ApiError) -> Response:
     """Return an error as its class says: status, headers and `{"error": …}`."""
     return json_answer(json.dumps(error.body()).encode(), error.status, error.headers)
@@ -29,7 +82,7 @@ class Errors:
     """Answers every error: one of ours as its class says, any other as a generic 500.
 
     What is our fault is logged once, with its cause. Inside CORS, so that a browser can read the
-    answer. Once a response has started an exception goes on, and the server cuts the connection.
+    answer. A response that has started cannot become an error: the server cuts the connection.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -46,10 +99,10 @@ class Errors:
 
         try:
             await self._app(scope, receive, remember_start)
-        except (Exception, CancelledError) as error:
-            if started:
-                raise
-            await error_answer(_as_ours(error, scope["request_id"]))(scope, receive, send)
+        except (Exception, CancelledError) as error:  # noqa: BLE001  every one ends here
+            answer = error_answer(_as_ours(error, scope["request_id"]))
+            if not started:
+                await answer(scope, receive, send)
 
 
 def _as_ours(error: BaseException, request_id: str) -> ApiError:

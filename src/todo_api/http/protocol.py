@@ -11,13 +11,12 @@ import json
 import secrets
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
 from itertools import chain
 from typing import Any
 from urllib.parse import unquote
 
 import httptools
-from starlette.types import Message
+from starlette.types import ASGIApp, Message
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -52,6 +51,14 @@ class _Exchange(RequestResponseCycle):
     """
 
     _head: Sequence[bytes] = ()
+
+    async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]  # the same, untyped
+        """Serve the request. A response that broke off must not be taken for a whole one."""
+        try:
+            await app(self.scope, self.receive, self.send)  # type: ignore[arg-type]
+        finally:
+            if not self.response_complete:
+                self.transport.abort()
 
     async def send(self, message: Message) -> None:  # type: ignore[override]  # the same, untyped
         """Send a part of the response.
@@ -109,7 +116,7 @@ class _Exchange(RequestResponseCycle):
         if not more_body:
             self.response_complete = True
             self.message_event.set()
-            self.on_response()
+            self.on_response(self)
 
 
 class _Refused(Exception):
@@ -243,7 +250,7 @@ class StrictProtocol(HttpToolsProtocol):
         self.scope["query_string"] = url.query or b""
 
     def _exchange(self) -> _Exchange:
-        exchange = _Exchange(
+        return _Exchange(
             scope=self.scope,
             transport=self.transport,
             flow=self.flow,
@@ -254,10 +261,8 @@ class StrictProtocol(HttpToolsProtocol):
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
             keep_alive=self.scope["http_version"] != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
+            on_response=self._answered,
         )
-        exchange.on_response = partial(self._answered, exchange)
-        return exchange
 
     def on_message_complete(self) -> None:
         """End the request; the body of one that asks for an upgrade is still to come."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from todo_api.auth.owner import Owner
-from todo_api.database.database import Database, Rows
-from todo_api.database.statement import Statement
+from todo_api.database.database import Database, Rest
+from todo_api.database.statement import Rows, Statement
 from todo_api.errors import AccountErased, TaskNotFound
 from todo_api.tasks import statements
 from todo_api.tasks.model import EMAIL_LENGTH
@@ -36,10 +36,10 @@ class OwnedTasks:
         self.owner = owner
         self._database = database
 
-    async def list(self, query: TaskQuery) -> bytes:
-        """Return the tasks as a JSON array."""
+    async def list(self, query: TaskQuery) -> tuple[Rows, Rest | None]:
+        """Return the tasks, or the first of very many and the rest."""
         statement = statements.list_tasks(_STATUSES[query.status], query.sort, query.order)
-        return b"[" + b",".join(await self._run(statement, {})) + b"]"
+        return await self._database.read(self.owner.id, statement)
 
     async def get(self, task_id: int) -> bytes:
         """Return one task."""

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from todo_api.auth.owner import Authenticator, Owner, PrivateRoute
 from todo_api.errors import BadRequest
-from todo_api.http.answers import json_answer
+from todo_api.http.answers import array_answer, json_answer
 from todo_api.http.body import read_object
 from todo_api.tasks.owned_tasks import OwnedTasks
 from todo_api.tasks.schemas import (
@@ -42,7 +42,7 @@ TaskId = Annotated[int, Path(alias="id", ge=1, le=MAXIMUM_ID)]
 
 async def list_tasks(tasks: Tasks, query: Annotated[TaskQuery, Query()]) -> Response:
     """List all tasks, or those of one status."""
-    return json_answer(await tasks.list(query))
+    return array_answer(*await tasks.list(query))
 
 
 async def create_task(tasks: Tasks, task: NewTask, request: Request) -> Response:

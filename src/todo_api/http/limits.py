@@ -1,0 +1,46 @@
+"""How much is taken on at once, and how long a request may take.
+
+Health and documents are not counted: a probe must not fail because there is much to do.
+"""
+
+import asyncio
+from asyncio import CancelledError
+from typing import cast
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from todo_api.errors import Overloaded, RequestTimeout
+
+
+class Limits:
+    """Refuses what is over the limit before anything is done for it, and ends what takes too long.
+
+    The deadline comes from outside the handler's task and cancels it, whatever it waits for: the
+    database, the client's body, or the client to read a long list.
+    """
+
+    def __init__(self, app: ASGIApp, *, in_flight: int, seconds: float) -> None:
+        self._app = app
+        self._free = in_flight
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request. Raises `Overloaded` or `RequestTimeout`."""
+        if not scope["raw_path"].startswith(b"/api/"):
+            await self._app(scope, receive, send)
+            return
+        if self._free <= 0:
+            raise Overloaded
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        loop = asyncio.get_running_loop()
+        deadline = loop.call_later(self._seconds, task.cancel)
+        self._free -= 1
+        try:
+            await self._app(scope, receive, send)
+        except CancelledError:
+            if loop.time() < deadline.when():
+                raise
+            raise RequestTimeout from None
+        finally:
+            self._free += 1
+            deadline.cancel()

@@ -1,0 +1,317 @@
+"""It stays cheap: what a statement touches depends on what it answers, not on others' tasks."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import product
+from typing import Any, NamedTuple, get_args
+
+import psycopg
+import pytest
+from psycopg.raw_cursor import RawCursor
+
+from todo_api.database import row_security
+from todo_api.database.statement import Statement, encode
+from todo_api.tasks import statements
+from todo_api.tasks.model import WRITABLE
+
+STATUSES: list[statements.Status | None] = [None, *get_args(statements.Status)]
+SORTS, ORDERS = get_args(statements.Sort), get_args(statements.Order)
+STATEMENTS = {
+    "list_tasks": [
+        statements.list_tasks(status, sort, order)
+        for status, sort, order in product(STATUSES, SORTS, ORDERS)
+    ],
+    "get_task": [statements.get_task()],
+    "add_task": [statements.add_task()],
+    "change_task": [
+        *(statements.change_task(frozenset({name})) for name in WRITABLE),
+        statements.change_task(frozenset(WRITABLE)),
+    ],
+    "toggle_task": [statements.toggle_task()],
+    "remove_task": [statements.remove_task()],
+    "erase_owner": [statements.erase_owner()],
+}
+"""Every statement there is, by the function that makes it."""
+
+ALL = [pytest.param(each, id=each.name.decode()) for kind in STATEMENTS.values() for each in kind]
+IN_DEFAULT_ORDER = [
+    pytest.param(each, id=each.name.decode())
+    for each in (
+        statements.list_tasks(status, "created", order)
+        for status, order in product(STATUSES, ORDERS)
+    )
+]
+PLANNERS = [
+    pytest.param("force_custom_plan", id="custom"),
+    pytest.param("force_generic_plan", id="generic"),
+]
+SMALL, BIG = 10_000, 1_000_000
+FEW, SOME, MANY = "ada", "user-77", "whale"
+"""Users with 20 tasks, with 100 (as everybody has), and with 100,000."""
+
+FILL = """
+    INSERT INTO tasks (user_id, title, status, priority, due_date, created_at, updated_at)
+    SELECT
+        CASE WHEN n % (size / 20) = 0 THEN 'ada' ELSE 'user-' || n / 5 % (size / 100) END,
+        'Task ' || n % 7919,
+        CASE WHEN twentieth % 4 = 0 THEN 'complete' ELSE 'incomplete' END,
+        (ARRAY['low', 'medium', 'high', NULL])[1 + twentieth % 4],
+        CASE WHEN twentieth % 5 > 0 THEN moment + interval '1 month' END,
+        moment,
+        moment + n % 11 * interval '1 hour'
+    FROM
+        (SELECT $1::int) AS given (size),
+        generate_series(0, size - 1) AS n,
+        LATERAL (SELECT n * 20::bigint / size) AS part (twentieth),
+        LATERAL (SELECT now() - (size - n) * interval '1 second') AS time (moment)
+"""
+"""The tasks as time brings them: everybody comes twenty times and adds five, ada adds one. So a
+user's tasks lie scattered among the others', which is the worst case for an index."""
+
+
+def fill(url: str, size: int, many: int) -> None:
+    """Load so many tasks, in groups of a hundred a user; `many` more for one user alone."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        # What follows needs no check of each row's foreign key: it takes half of the time.
+        connection.execute("SET session_replication_role = replica")
+        run = RawCursor(connection).execute
+        run("INSERT INTO users (id) VALUES ('ada'), ('whale')")
+        run(
+            "INSERT INTO users (id) SELECT 'user-' || n FROM generate_series(0, $1::int) AS n",
+            [size // 100 - 1],
+        )
+        run(
+            "INSERT INTO erasures (user_hash)"
+            " SELECT sha256(n::text::bytea) FROM generate_series(1, $1::int) AS n",
+            [size // 100],
+        )
+        run(FILL, [size])
+        run(
+            "INSERT INTO tasks (user_id, title)"
+            " SELECT 'whale', 'Task ' || n FROM generate_series(1, $1::int) AS n",
+            [many],
+        )
+        run("VACUUM ANALYZE")
+
+
+@contextmanager
+def filled(postgres: str, template: str, size: int, many: int) -> Iterator[str]:
+    name = f"filled_{size}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            url = postgres.replace("/postgres?", f"/{name}?")
+            fill(url, size, many)
+            yield url
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+class Ran(NamedTuple):
+    """What came of a statement."""
+
+    rows: int
+    pages: int
+    """How many pages of our tables and their indexes were read, from memory or not."""
+    plans: list[dict[str, Any]]
+    """Its plan, and those of the queries behind it: begin_write's, and the foreign keys'."""
+
+
+class Explainer:
+    """Runs statements as requests do, rolls them back, and says what they did."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+        self._said: list[dict[str, Any]] = []
+        connection.add_notice_handler(self._hear)
+        connection.execute("""
+            LOAD 'auto_explain';
+            SET auto_explain.log_min_duration = 0;
+            SET auto_explain.log_nested_statements = on;
+            SET auto_explain.log_analyze = on;
+            SET auto_explain.log_timing = off;
+            SET auto_explain.log_format = json;
+            SET auto_explain.log_level = notice;
+        """)
+        connection.commit()
+
+    def run(self, statement: Statement, owner: str, planner: str) -> Ran:
+        """Run it for an owner, for his newest task."""
+        with self._connection.transaction(force_rollback=True):
+            values = self._begin(statement, owner, plan_cache_mode=planner)
+            before = self._pages()
+            self._said.clear()
+            self._become(statement, values)
+            rows = len(self._execute(statement, values))
+            pages = self._pages() - before
+            return Ran(rows, pages, self._said[:-1])  # the last is of the question just asked
+
+    def plan(self, statement: Statement, owner: str) -> dict[str, Any]:
+        """Only plan it, for this owner."""
+        explain = Statement(
+            b"", b"EXPLAIN (FORMAT JSON) " + statement.sql, statement.parameters, writes=False
+        )
+        with self._connection.transaction(force_rollback=True):
+            values = self._begin(statement, owner)
+            self._become(statement, values)
+            ((explained,),) = self._execute(explain, values)
+            plan: dict[str, Any] = explained[0]["Plan"]
+            return plan
+
+    def _begin(self, statement: Statement, owner: str, **settings: str) -> dict[str, object]:
+        """Return values for every parameter there is."""
+        query = "SELECT max(id) FROM tasks WHERE user_id = $1"
+        ((task_id,),) = RawCursor(self._connection).execute(query, [owner])
+        for name, value in settings.items():
+            self._connection.execute("SELECT set_config(%s, %s, true)", [name, value])
+        values: dict[str, object] = {f"new_{name}": "new" for name in WRITABLE}
+        values |= {"new_status": "complete", "new_priority": "low", "new_due_date": "2030-01-01"}
+        values |= {"issued_at": None, "erasing": statement.erases}
+        return {"owner": owner, "email": "a@example.com", "task_id": task_id, **values}
+
+    def _become(self, statement: Statement, values: Mapping[str, object]) -> None:
+        """Do what precedes a statement in its transaction."""
+        before = row_security.before_read(5, 2)
+        if statement.writes:
+            before = row_security.before_write(5, 2, role=True)
+        if statement.many:
+            before = row_security.before_many(5, 2, role=True)
+        self._execute(before, values)
+
+    def _execute(self, statement: Statement, values: Mapping[str, object]) -> list[Any]:
+        encoded = [encode(values[name]) for name in statement.parameters]
+        given = [value if value is None else value.decode() for value in encoded]
+        return RawCursor(self._connection).execute(statement.sql, given, prepare=True).fetchall()
+
+    def _pages(self) -> int:
+        ((pages,),) = self._connection.execute("""
+            SELECT sum(pg_stat_get_xact_blocks_fetched(oid))::int FROM pg_class
+            WHERE relnamespace = 'public'::regnamespace
+        """)
+        return int(pages)
+
+    def _hear(self, notice: psycopg.errors.Diagnostic) -> None:
+        _, _, plan = (notice.message_primary or "").partition("plan:\n")
+        self._said.append(json.loads(plan)["Plan"])
+
+
+@pytest.fixture(scope="module")
+def big_url(postgres: str, template: str) -> Iterator[str]:
+    with filled(postgres, template, BIG, many=100_000) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def small_url(postgres: str, template: str) -> Iterator[str]:
+    with filled(postgres, template, SMALL, many=1) as url:
+        yield url
+
+
+@pytest.fixture
+def big(big_url: str) -> Iterator[Explainer]:
+    with psycopg.connect(big_url) as connection:
+        yield Explainer(connection)
+
+
+@pytest.fixture
+def small(small_url: str) -> Iterator[Explainer]:
+    with psycopg.connect(small_url) as connection:
+        yield Explainer(connection)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", []):
+        yield from nodes(below)
+
+
+def sorts(plan: dict[str, Any]) -> bool:
+    return any("Sort" in node["Node Type"] for node in nodes(plan))
+
+
+def scans(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the nodes that read tables and indexes."""
+    return [node for node in nodes(plan) if "Scan" in node["Node Type"] and named(node)]
+
+
+def named(node: dict[str, Any]) -> str:
+    """Return the index or table that a node is about, if any."""
+    return str(node.get("Index Name") or node.get("Relation Name") or "")
+
+
+def assert_one_owners_alone(plan: dict[str, Any]) -> None:
+    """Every table is read by an index, and every index from the owner on."""
+    for node in scans(plan):
+        assert "Seq" not in node["Node Type"], plan
+        if "Index Name" in node:
+            owner = {"users_pkey": "id", "erasures_pkey": "user_hash"}
+            column = owner.get(node["Index Name"], "user_id")
+            assert f"({column} = " in node["Index Cond"], plan
+
+
+def most_pages(statement: Statement, rows: int, owned: int) -> int:
+    """Return how many pages a statement may read: some to find its rows and room, then by row."""
+    if statement.erases:
+        return 60 + 2 * owned
+    return 60 if statement.writes else 12 + rows
+
+
+def test_every_statement_is_looked_at() -> None:
+    own = [each for each in vars(statements).values() if hasattr(each, "cache_info")]
+    made = {each.__name__ for each in own if each.__module__ == statements.__name__}
+    assert made == set(STATEMENTS)
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("statement", ALL)
+def test_statement_reads_its_owners_rows_by_an_index(
+    big: Explainer, statement: Statement, planner: str
+) -> None:
+    for owner, owned in ((FEW, 20), (SOME, 100)):
+        ran = big.run(statement, owner, planner)
+        assert 1 <= ran.rows <= owned
+        assert sum(bool(scans(plan)) for plan in ran.plans) >= 1 + statement.writes
+        for plan in ran.plans:
+            assert_one_owners_alone(plan)
+        assert ran.pages <= most_pages(statement, ran.rows, owned)
+
+
+@pytest.mark.parametrize("statement", ALL)
+def test_planner_that_knows_who_has_most_uses_the_same_indexes(
+    big: Explainer, statement: Statement
+) -> None:
+    """He has a tenth of all tasks, and the statistics say so."""
+    assert_one_owners_alone(big.plan(statement, MANY))
+
+
+@pytest.mark.parametrize("statement", IN_DEFAULT_ORDER)
+def test_default_order_needs_no_sort(big: Explainer, statement: Statement) -> None:
+    for owner in (FEW, SOME):
+        for planner in ("force_custom_plan", "force_generic_plan"):
+            plan = big.run(statement, owner, planner).plans[-1]
+            assert not sorts(plan), plan
+    assert not sorts(big.plan(statement, MANY))
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("statement", ALL)
+def test_hundred_times_the_tasks_cost_a_user_no_more(
+    big: Explainer, small: Explainer, statement: Statement, planner: str
+) -> None:
+    """But for the depth of the indexes: one level more of each."""
+    ran = {each: [each.run(statement, FEW, planner) for _ in range(2)] for each in (big, small)}
+    assert ran[big][0].rows == ran[small][0].rows
+    in_big, in_small = (min(run.pages for run in ran[each]) for each in (big, small))
+    assert in_big <= in_small + 8
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_erasure_finds_the_tasks_by_an_index(big: Explainer, planner: str) -> None:
+    """The foreign key's cascade, which no statement of ours says."""
+    plans = big.run(statements.erase_owner(), SOME, planner).plans
+    (cascade,) = [
+        plan for plan in plans if (plan.get("Operation"), named(plan)) == ("Delete", "tasks")
+    ]
+    assert any(named(node).startswith("tasks_") for node in scans(cascade)), cascade
+    assert_one_owners_alone(cascade)

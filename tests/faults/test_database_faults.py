@@ -1,0 +1,696 @@
+"""PostgreSQL stops, crashes, hangs, refuses and runs full: every request is answered, nothing lost.
+
+Over HTTP, through a real socket: what a client sees, not what the pool does.
+"""
+
+import asyncio
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+from alembic import command
+from structlog.testing import capture_logs
+
+from support.listening import Listening, listening
+from support.network import Network
+from support.own_postgres import OwnPostgres
+from support.service import running_service, settings
+from support.waiting import until
+from support.watching import assert_pool_is_whole, backends, terminate, waiting
+from todo_api import server
+from todo_api.database import migrations
+from todo_api.errors import StartupError
+
+numbers = count(1)
+
+TASK_ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("GET", "/tasks", None),
+    ("POST", "/tasks", {"title": "x"}),
+    ("GET", "/tasks/1", None),
+    ("PUT", "/tasks/1", {"title": "x"}),
+    ("DELETE", "/tasks/1", None),
+    ("PATCH", "/tasks/1/complete", None),
+    ("DELETE", "/account", None),
+]
+EVERY_TASK_ROUTE = [
+    (verb, prefix + path, body)
+    for prefix in ("/api", "/api/alice")
+    for verb, path, body in TASK_ROUTES
+]
+SECRETS = ("postgres", "psycopg", "SQLSTATE", "Traceback", "/tmp", ".s.PGSQL", "127.0.0.1")  # noqa: S108
+
+
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[OwnPostgres]:
+    with TemporaryDirectory(prefix="t-") as folder:
+        postgres = OwnPostgres(Path(folder))
+        yield postgres
+        postgres.stop()
+
+
+@pytest.fixture
+def own(own_postgres: OwnPostgres) -> Iterator[OwnPostgres]:
+    """A server to do harm to, running again afterwards."""
+    own_postgres.start()
+    yield own_postgres
+    own_postgres.start()
+
+
+@pytest.fixture
+def own_url(own: OwnPostgres) -> str:
+    """A migrated database of the test's own on that server."""
+    name = f"own_{next(numbers)}"
+    execute(own.url, f"CREATE DATABASE {name} TEMPLATE migrated")
+    return own.at(name)
+
+
+@pytest.fixture
+async def service(database_url: str) -> AsyncIterator[Listening]:
+    async with listening(database_url, pool_size=2, lock_timeout=0.3) as running:
+        yield running
+
+
+@pytest.fixture
+def guest(sql: psycopg.Connection, database_url: str) -> Iterator[str]:
+    """The address for an ordinary login: limits do not bind the administrator."""
+    name = f"guest_{next(numbers)}_{os.getpid()}"
+    sql.execute(f"CREATE ROLE {name} LOGIN IN ROLE todo_member")
+    yield database_url.replace("postgres@", f"{name}@")
+    terminate(sql)
+    sql.execute(f"DROP ROLE {name}")
+
+
+def execute(url: str, statement: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def role_of(url: str) -> str:
+    return url.removeprefix("postgresql://").partition("@")[0]
+
+
+def assert_error(answer: httpx2.Response, *statuses: int) -> None:
+    """Check the one shape of an error that says: not now."""
+    assert answer.status_code in statuses, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert int(answer.headers["retry-after"]) > 0
+    assert answer.headers["x-request-id"]
+    assert "Origin" in answer.headers["vary"]
+    assert list(answer.json()) == ["error"]
+    assert answer.json()["error"]
+    for secret in SECRETS:
+        assert secret not in answer.text
+
+
+def every_route(service: Listening) -> list[Any]:
+    return [
+        service.request(verb, path, "alice", json=body) for verb, path, body in EVERY_TASK_ROUTE
+    ]
+
+
+async def change(service: Listening, task: dict[str, Any], title: str) -> httpx2.Response:
+    return await service.request("PUT", f"/api/tasks/{task['id']}", "alice", json={"title": title})
+
+
+@contextmanager
+def locked(url: str, task: dict[str, Any]) -> Iterator[psycopg.Connection]:
+    """Hold the task's row in a session of somebody else."""
+    with psycopg.connect(url) as holder:
+        holder.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", [task["id"]])
+        yield holder
+
+
+class Load:
+    """Clients that create tasks all the time, and what they were told."""
+
+    def __init__(self, service: Listening) -> None:
+        self._service = service
+        self.acknowledged: list[int] = []
+        self.failures: list[httpx2.Response] = []
+        self._ended = False
+
+    async def _create(self) -> None:
+        while not self._ended:
+            answer = await self._service.request("POST", "/api/tasks", "alice", json={"title": "x"})
+            if answer.status_code == 201:
+                self.acknowledged.append(answer.json()["id"])
+            else:
+                assert_error(answer, 500, 503)
+                self.failures.append(answer)
+
+    async def acknowledges(self, more: int) -> None:
+        """Wait until so many more tasks were acknowledged, and see no client fail."""
+        enough = len(self.acknowledged) + more
+        await until(
+            lambda: len(self.acknowledged) >= enough or any(each.done() for each in self._clients)
+        )
+
+    @asynccontextmanager
+    async def going_on(self) -> AsyncIterator[None]:
+        """Send requests meanwhile."""
+        self._clients = [asyncio.create_task(self._create()) for _ in range(8)]
+        try:
+            yield
+        finally:
+            self._ended = True
+            await asyncio.gather(*self._clients)
+
+    def lost(self, url: str) -> set[int]:
+        """Return the tasks that were acknowledged and are not stored."""
+        return set(self.acknowledged) - {row[0] for row in execute(url, "SELECT id FROM tasks")}
+
+
+async def test_terminated_idle_connections_are_not_noticed(
+    service: Listening, sql: psycopg.Connection
+) -> None:
+    """Neither by a read nor by a write, and the write is carried out once."""
+    task = await service.create("alice")
+    for _ in range(3):
+        await asyncio.gather(*(service.request("GET", "/api/tasks", "alice") for _ in range(10)))
+        assert terminate(sql) > 0
+        answers = await asyncio.gather(
+            service.request("POST", "/api/tasks", "bob", json={"title": "x"}),
+            service.request("GET", "/api/tasks", "alice"),
+            change(service, task, "y"),
+        )
+        assert [answer.status_code for answer in answers] == [201, 200, 200]
+    assert sql.execute("SELECT count(*) FROM tasks WHERE user_id = 'bob'").fetchone() == (3,)
+    await assert_pool_is_whole(service, sql, 2)
+
+
+async def test_stopped_server_is_500_where_it_is_needed_and_nothing_elsewhere(
+    own: OwnPostgres, own_url: str
+) -> None:
+    async with listening(own_url) as service:
+        await service.create("alice")
+        await asyncio.to_thread(own.stop)
+        with capture_logs() as logs:
+            answers = await asyncio.gather(*every_route(service))
+        for answer in answers:
+            assert_error(answer, 500)
+            assert answer.json() == {"error": "Internal server error"}
+        assert [entry["request_id"] for entry in logs] == [
+            entry["request_id"] for entry in logs if entry["event"] == "request failed"
+        ]
+        assert Counter(entry["request_id"] for entry in logs) == Counter(
+            answer.headers["x-request-id"] for answer in answers
+        )
+        assert str(own.access_rules.parent) not in json.dumps(logs)
+        await assert_served_without_a_database(service)
+        unready = await service.request("GET", "/readyz")
+        assert_error(unready, 503)
+        assert unready.json() == {"error": "The database does not answer"}
+        await asyncio.to_thread(own.start)
+        assert (await service.request("GET", "/readyz")).json() == {"status": "ready"}
+        assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
+
+
+async def assert_served_without_a_database(service: Listening) -> None:
+    """Check what is decided before the database: 401, 403, 400, 404, 405, and the public pages."""
+    for verb, path, body in EVERY_TASK_ROUTE:
+        assert (await service.request(verb, path, json=body)).status_code == 401
+        if path.startswith("/api/alice"):
+            assert (await service.request(verb, path, "mallory", json=body)).status_code == 403
+    for verb, path, expected in (
+        ("POST", "/api/tasks", 400),
+        ("PUT", "/api/tasks/1", 400),
+        ("GET", "/api/tasks/none", 400),
+        ("GET", "/api/tasks?sort=size", 400),
+        ("GET", "/api/nothing/here", 404),
+        ("POST", "/api/tasks/1", 405),
+        ("GET", "/livez", 200),
+        ("GET", "/health", 200),
+        ("GET", "/docs", 200),
+        ("GET", "/openapi.json", 200),
+    ):
+        answer = await service.request(verb, path, "alice", json={} if expected == 400 else None)
+        assert answer.status_code == expected, path
+
+
+async def test_restart_under_load_loses_nothing_and_is_over_with_the_restart(
+    own: OwnPostgres, own_url: str
+) -> None:
+    async with listening(own_url) as service:
+        load = Load(service)
+        async with load.going_on():
+            for _ in range(2):
+                await load.acknowledges(50)
+                await asyncio.to_thread(own.stop)
+                await asyncio.to_thread(own.start)
+                await load.acknowledges(50)
+        with psycopg.connect(own_url, autocommit=True) as sql:
+            await assert_pool_is_whole(service, sql, 4)
+    assert not load.lost(own_url)
+
+
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGKILL])
+async def test_crash_under_load_keeps_every_acknowledged_task(
+    own: OwnPostgres, own_url: str, number: signal.Signals
+) -> None:
+    async with listening(own_url) as service:
+        load = Load(service)
+        async with load.going_on():
+            await load.acknowledges(100)
+            await asyncio.to_thread(own.crash, number)
+            await asyncio.to_thread(own.start)
+            await load.acknowledges(20)
+    assert load.failures
+    assert not load.lost(own_url)
+
+
+async def test_frozen_backend_costs_one_request_its_deadline_and_no_other(
+    database_url: str, sql: psycopg.Connection
+) -> None:
+    async with listening(database_url, pool_size=2, statement_timeout=0.5) as service:
+        task = await service.create("alice")
+        with locked(database_url, task) as holder:
+            changing = asyncio.create_task(change(service, task, "y"))
+            await until(lambda: waiting(sql) == 1)
+            (frozen,) = backends(sql, "active")
+            os.kill(frozen, signal.SIGSTOP)
+            try:
+                holder.rollback()
+                for _ in range(20):
+                    answer = await service.request("GET", "/api/tasks", "alice")
+                    assert answer.status_code == 200
+                # The server would have said at 0.5 s that time was up; it gets 1 s more.
+                assert_error(await changing, 503)
+            finally:
+                os.kill(frozen, signal.SIGCONT)
+        await until(lambda: frozen not in backends(sql))
+        await assert_pool_is_whole(service, sql, 2)
+
+
+async def test_creation_whose_answer_was_cut_off_is_stored_once_and_500(
+    database_url: str, short_folder: Path, sql: psycopg.Connection
+) -> None:
+    """After COMMIT and before the reply nobody can know, so the service does not try again."""
+    async with running_service(database_url, short_folder) as service:
+        service.wire.swallow_answers = True
+        creating = asyncio.create_task(
+            service.request("POST", "/api/tasks", "alice", json={"title": "once"})
+        )
+        await until(lambda: service.wire.swallowed > 0)
+        service.wire.swallow_answers = False  # a second try would succeed
+        assert_error(await creating, 500)
+        listed = await service.client.get("/readyz")
+        assert listed.status_code == 200
+        assert sql.execute("SELECT title FROM tasks").fetchall() == [("once",)]
+        await service.create("alice", title="next")
+
+
+async def test_connections_that_are_reset_idle_are_replaced(
+    database_url: str, sql: psycopg.Connection
+) -> None:
+    async with Network(database_url) as network, listening(network.url) as service:
+        await service.create("alice")
+        assert network.reset() > 0
+        answers = await asyncio.gather(
+            *(service.request("GET", "/api/tasks", "alice") for _ in range(10))
+        )
+        assert {answer.status_code for answer in answers} == {200}
+        # A write is not repeated, so the cut has to be known before it is sent.
+        assert network.reset() > 0
+        await until(lambda: not backends(sql))
+        created = await service.request("POST", "/api/tasks", "alice", json={"title": "x"})
+        assert created.status_code == 201
+    assert execute(database_url, "SELECT count(*) FROM tasks") == [(2,)]
+
+
+async def test_connection_reset_in_flight_repeats_reads_alone(
+    database_url: str, sql: psycopg.Connection
+) -> None:
+    """A write may have been carried out: 500, and not a second time."""
+    async with Network(database_url) as network, listening(network.url) as service:
+        task = await service.create("alice")
+        with psycopg.connect(database_url) as holder:
+            holder.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+            reading = asyncio.create_task(service.request("GET", "/api/tasks", "alice"))
+            writing = asyncio.create_task(change(service, task, "y"))
+            await until(lambda: waiting(sql) == 2)
+            network.reset()
+            assert_error(await writing, 500)
+            await until(lambda: waiting(sql) == 3)  # two that were cut, and the read again
+            holder.rollback()
+        assert (await reading).status_code == 200
+
+
+async def test_one_byte_a_second_is_given_up_in_time(database_url: str) -> None:
+    async with (
+        Network(database_url) as network,
+        listening(network.url, statement_timeout=0.2, pool_size=1) as service,
+    ):
+        await service.create("alice")
+        network.pace = 1.0
+        assert_error(await service.request("GET", "/api/tasks", "alice"), 503)
+        network.pace = None
+        assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
+
+
+async def test_database_that_wakes_up_slowly_is_waited_for(database_url: str) -> None:
+    """Neon takes the connection at once and answers when it is awake."""
+    async with Network(database_url) as network, listening(network.url) as service:
+        network.reset()
+        network.awake.clear()
+        accepted = network.accepted
+        asking = [
+            asyncio.create_task(service.request("GET", "/api/tasks", "alice")) for _ in range(4)
+        ]
+        await until(lambda: network.accepted > accepted)
+        asyncio.get_running_loop().call_later(2, network.awake.set)
+        assert (await service.request("GET", "/livez")).status_code == 200
+        assert (await service.request("GET", "/api/tasks")).status_code == 401
+        assert not any(each.done() for each in asking)
+        assert {answer.status_code for answer in await asyncio.gather(*asking)} == {200}
+
+
+async def test_database_that_never_wakes_up_is_given_up_in_time(database_url: str) -> None:
+    async with (
+        Network(database_url) as network,
+        listening(network.url, connect_timeout=0.5, pool_size=2, pool_timeout=0.7) as service,
+    ):
+        network.reset()
+        network.awake.clear()
+        answers = await asyncio.gather(
+            *(service.request("GET", "/api/tasks", "alice") for _ in range(20))
+        )
+        for answer in answers:
+            assert_error(answer, 500, 503)
+        assert_error(await service.request("GET", "/readyz"), 503)
+        network.awake.set()
+        assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
+
+
+async def test_name_that_does_not_resolve_is_500_and_in_no_log() -> None:
+    with capture_logs() as logs:
+        async with listening("postgresql://u:hunter2@nowhere.invalid/x") as service:
+            answers = await asyncio.gather(
+                *(service.request("GET", "/api/tasks", "alice") for _ in range(8)),
+                service.request("GET", "/livez"),
+            )
+            for answer in answers[:-1]:
+                assert_error(answer, 500)
+            assert answers[-1].status_code == 200
+            assert_error(await service.request("GET", "/readyz"), 503)
+    assert len([entry for entry in logs if entry["event"] == "request failed"]) == 8
+    for secret in ("hunter2", "nowhere"):
+        assert secret not in json.dumps(logs)
+
+
+async def test_login_without_a_free_connection_recovers_with_one(
+    guest: str, sql: psycopg.Connection
+) -> None:
+    async with listening(guest, pool_size=4) as service:
+        await service.create("alice")
+        sql.execute(f"ALTER ROLE {role_of(guest)} CONNECTION LIMIT 0")
+        terminate(sql)
+        await until(lambda: not backends(sql))
+        for answer in await asyncio.gather(*every_route(service)):
+            assert_error(answer, 500, 503)
+        assert_error(await service.request("GET", "/readyz"), 503)
+        sql.execute(f"ALTER ROLE {role_of(guest)} CONNECTION LIMIT 1")
+        answers = await asyncio.gather(
+            *(service.request("GET", "/api/tasks", "alice") for _ in range(30))
+        )
+        for answer in answers:
+            if answer.status_code != 200:
+                assert_error(answer, 500, 503)
+        assert 200 in {answer.status_code for answer in answers}
+        sql.execute(f"ALTER ROLE {role_of(guest)} CONNECTION LIMIT -1")
+        await assert_pool_is_whole(service, sql, 4)
+
+
+FULL = """
+CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full';
+END $$;
+CREATE TRIGGER full_disk AFTER INSERT OR UPDATE OR DELETE ON tasks
+    FOR EACH ROW EXECUTE FUNCTION full_disk()
+"""
+"""Stands in for a disk that is full: the same SQLSTATE, from the same statements."""
+
+
+async def test_full_disk_refuses_writes_and_goes_on_reading(
+    service: Listening, sql: psycopg.Connection
+) -> None:
+    task = await service.create("alice")
+    sql.execute(FULL)
+    for answer in await asyncio.gather(*every_write(service, task)):
+        assert_error(answer, 503)
+    listed = await service.request("GET", "/api/tasks", "alice")
+    assert (listed.status_code, listed.json()) == (200, [task])
+    sql.execute("DROP TRIGGER full_disk ON tasks")
+    assert (await change(service, task, "y")).status_code == 200
+    await assert_pool_is_whole(service, sql, 2)
+
+
+def every_write(service: Listening, task: dict[str, Any]) -> list[Any]:
+    path = f"/api/tasks/{task['id']}"
+    return [
+        service.request("POST", "/api/tasks", "alice", json={"title": "x"}),
+        service.request("PUT", path, "alice", json={"title": "y"}),
+        service.request("PATCH", f"{path}/complete", "alice"),
+        service.request("DELETE", path, "alice"),
+        service.request("DELETE", "/api/account", "alice"),
+    ]
+
+
+async def test_read_only_database_refuses_writes_and_goes_on_reading(
+    service: Listening, sql: psycopg.Connection
+) -> None:
+    task = await service.create("alice")
+    name = sql.info.dbname
+    sql.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    terminate(sql)
+    for answer in await asyncio.gather(*every_write(service, task)):
+        assert_error(answer, 503)
+    for path in ("/api/tasks", f"/api/tasks/{task['id']}"):
+        assert (await service.request("GET", path, "alice")).status_code == 200
+    sql.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    terminate(sql)
+    assert (await change(service, task, "y")).status_code == 200
+
+
+@pytest.mark.parametrize("limits", [(5.0, 0.3), (0.3, 5.0)], ids=["lock", "statement"])
+async def test_timeout_is_503_for_one_row_and_the_connection_is_used_again(
+    database_url: str, sql: psycopg.Connection, limits: tuple[float, float]
+) -> None:
+    statement, lock = limits
+    async with listening(
+        database_url, pool_size=2, statement_timeout=statement, lock_timeout=lock
+    ) as service:
+        held, free = await service.create("alice"), await service.create("alice")
+        with locked(database_url, held):
+            changing = asyncio.create_task(change(service, held, "y"))
+            await until(lambda: waiting(sql) == 1)
+            used = backends(sql)
+            for title in ("a", "b", "c"):
+                assert (await change(service, free, title)).status_code == 200
+            assert_error(await changing, 503)
+            assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
+        assert (await change(service, held, "z")).json()["title"] == "z"
+        assert used <= backends(sql)
+        await assert_pool_is_whole(service, sql, 2)
+
+
+SLOW = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_sleep(0.02);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER slow BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION slow()
+"""
+
+
+async def test_two_hundred_clients_of_two_connections_are_all_answered(
+    database_url: str, sql: psycopg.Connection
+) -> None:
+    """Created, or refused before anything was done: what is stored is what was acknowledged."""
+    sql.execute(SLOW)
+    async with listening(database_url, pool_size=2, pool_timeout=0.5) as service:
+        answers = await asyncio.gather(
+            *(
+                service.request("POST", "/api/tasks", f"user {number}", json={"title": "x"})
+                for number in range(200)
+            )
+        )
+        statuses = Counter(answer.status_code for answer in answers)
+        for answer in answers:
+            if answer.status_code != 201:
+                assert_error(answer, 503)
+        assert set(statuses) == {201, 503}
+        assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (statuses[201],)
+        await assert_pool_is_whole(service, sql, 2)
+
+
+async def test_deadlock_is_tried_again_or_503_and_never_half_written(
+    database_url: str, sql: psycopg.Connection
+) -> None:
+    """An administrator takes the rows of an erasure in the other order, and is no victim."""
+    async with listening(database_url, lock_timeout=3) as service:
+        for _ in range(3):
+            task = await service.create("alice")
+        with psycopg.connect(database_url) as admin:
+            admin.execute("SET deadlock_timeout = '1min'")
+            admin.execute("UPDATE tasks SET priority = 'low' WHERE id = %s", [task["id"]])
+            erasing = asyncio.create_task(service.request("DELETE", "/api/account", "alice"))
+            await until(lambda: waiting(sql) == 1)
+            # Waits for the erasure, until PostgreSQL ends that and it begins again.
+            await asyncio.to_thread(
+                admin.execute, "UPDATE users SET email = 'a@example.com' WHERE id = 'alice'"
+            )
+            admin.commit()
+        answer = await erasing
+        if answer.status_code != 204:  # once more a victim
+            assert_error(answer, 503)
+        count_all = "SELECT count(*) FROM tasks UNION ALL SELECT count(*) FROM users"
+        left = [row[0] for row in sql.execute(count_all)]
+        assert left == ([0, 0] if answer.status_code == 204 else [3, 1])
+        await until(lambda: deadlocks(sql) > 0)
+        again = await service.request("DELETE", "/api/account", "alice")
+        assert again.status_code == 204
+    assert [row[0] for row in sql.execute(count_all)] == [0, 0]
+
+
+def deadlocks(sql: psycopg.Connection) -> int:
+    query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    row = sql.execute(query).fetchone()
+    assert row is not None
+    counted: int = row[0]
+    return counted
+
+
+@contextmanager
+def with_password(own: OwnPostgres, role: str) -> Iterator[None]:
+    """Make the server ask this login for its password."""
+    rules = own.access_rules
+    before = rules.read_text()
+    rules.write_text(f"local all {role} scram-sha-256\n{before}")
+    reload(own)
+    try:
+        yield
+    finally:
+        rules.write_text(before)
+        reload(own)
+
+
+def reload(own: OwnPostgres) -> None:
+    execute(own.url, "SELECT pg_reload_conf()")
+
+
+def refuses(url: str) -> bool:
+    with suppress(psycopg.OperationalError):
+        psycopg.connect(url).close()
+        return False
+    return True
+
+
+async def test_wrong_password_is_said_at_start_and_survived_while_running(
+    own: OwnPostgres, own_url: str
+) -> None:
+    execute(own.url, "CREATE ROLE guarded LOGIN PASSWORD 'opensesame' IN ROLE todo_member")
+    url = own_url.replace("postgres@", "guarded:opensesame@")
+    with with_password(own, "guarded"), capture_logs() as logs:
+        wrong = url.replace("opensesame", "hunter2")
+        await until(lambda: refuses(wrong))
+        with pytest.raises(StartupError) as refused:
+            await server.check(settings(), wrong)
+        assert str(refused.value).startswith("DATABASE_URL: password authentication failed")
+        async with listening(url) as service:
+            task = await service.create("alice")
+            execute(own.url, "ALTER ROLE guarded PASSWORD 'changed'")
+            with psycopg.connect(own_url, autocommit=True) as sql:
+                terminate(sql)
+                for answer in await asyncio.gather(*every_route(service)):
+                    assert_error(answer, 500)
+                assert_error(await service.request("GET", "/readyz"), 503)
+            execute(own.url, "ALTER ROLE guarded PASSWORD 'opensesame'")
+            assert (await service.request("GET", "/readyz")).status_code == 200
+            assert (await change(service, task, "y")).status_code == 200
+    for secret in ("hunter2", "opensesame", "changed"):
+        assert secret not in f"{logs} {refused.value}"
+
+
+async def test_older_schema_is_refused_at_start(database_url: str) -> None:
+    downgrade(database_url)
+    with pytest.raises(StartupError, match="run `todo-api migrate`"):
+        await server.check(settings(), database_url)
+    migrations.migrate(database_url)
+    await server.check(settings(), database_url)
+
+
+def downgrade(url: str) -> None:
+    with migrations._engine(url).begin() as connection:
+        command.downgrade(migrations.configuration(connection), "0001")
+
+
+async def test_newer_schema_is_served(database_url: str, sql: psycopg.Connection) -> None:
+    """As during a rolling update: what is new to us has a default, or may be null."""
+    async with listening(database_url) as service:
+        before = await service.create("alice")
+        sql.execute("ALTER TABLE tasks ADD COLUMN colour text, ADD COLUMN size int DEFAULT 1")
+        sql.execute("UPDATE alembic_version SET version_num = '9999'")
+        migrations.migrate(database_url)
+        await assert_every_operation_works(service, before)
+    async with listening(database_url) as service:
+        await assert_every_operation_works(service, await service.create("alice"))
+
+
+async def assert_every_operation_works(service: Listening, task: dict[str, Any]) -> None:
+    path = f"/api/tasks/{task['id']}"
+    assert (await service.request("GET", "/api/tasks", "alice")).json() == [task]
+    assert (await service.request("GET", path, "alice")).json() == task
+    assert (await change(service, task, "y")).json().keys() == task.keys()
+    assert (await service.request("PATCH", f"{path}/complete", "alice")).json()["completed"]
+    assert (await service.request("DELETE", path, "alice")).status_code == 204
+
+
+Harm = Callable[[str], None]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [lambda url: execute(url, "DROP TABLE tasks CASCADE"), downgrade],
+    ids=["missing", "older"],
+)
+async def test_schema_that_went_away_while_running_is_not_ready(
+    database_url: str, harm: Harm
+) -> None:
+    async with listening(database_url) as service:
+        await service.create("alice")
+        assert (await service.request("GET", "/readyz")).status_code == 200
+        harm(database_url)
+        failed = await service.request("POST", "/api/tasks", "alice", json={"title": "x"})
+        assert failed.status_code == 500
+        assert failed.json() == {"error": "Internal server error"}
+        assert_error(await service.request("GET", "/readyz"), 503)
+        assert (await service.request("GET", "/livez")).status_code == 200
+
+
+async def test_database_that_comes_without_its_schema_is_not_ready_before_it_has_it(
+    own: OwnPostgres,
+) -> None:
+    """The service started while there was no database at all."""
+    name = f"late_{next(numbers)}"
+    async with listening(own.at(name)) as service:
+        assert_error(await service.request("GET", "/readyz"), 503)
+        await asyncio.to_thread(execute, own.url, f"CREATE DATABASE {name}")
+        answer = await service.request("GET", "/api/tasks", "alice")
+        assert answer.status_code in {500, 503}
+        assert_error(await service.request("GET", "/readyz"), 503)
+        await asyncio.to_thread(migrations.migrate, own.at(name))
+        assert (await service.request("GET", "/readyz")).status_code == 200
+        await service.create("alice")

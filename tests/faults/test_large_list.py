@@ -1,0 +1,126 @@
+"""A list of a hundred thousand tasks: sent as it is read, never whole in memory."""
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from support.program import Program, serving
+from support.service import SECRET, token
+
+TASKS = 100_000
+BODY_BYTES = 24_000_000
+"""What such a list has at least."""
+
+MEMORY_BYTES = 8_000_000
+"""What the program may take while it sends one."""
+
+
+def fill(sql: psycopg.Connection, user: str, tasks: int) -> None:
+    sql.execute("INSERT INTO users (id) VALUES (%s)", [user])
+    sql.execute(
+        "INSERT INTO tasks (user_id, title, description, created_at)"
+        " SELECT %s, 'Buy groceries ' || n, 'Milk and bread', now() - n * interval '1 second'"
+        " FROM generate_series(1, %s) AS n",
+        [user, tasks],
+    )
+
+
+@pytest.fixture
+def program(tmp_path: Path, database_url: str, sql: psycopg.Connection) -> Iterator[Program]:
+    fill(sql, "alice", TASKS)
+    settings = {"DATABASE_URL": database_url, "BETTER_AUTH_SECRET": SECRET, "POOL_SIZE": "2"}
+    with serving(tmp_path, **settings) as program:
+        yield program
+        with program.client(token("bob")) as bob:
+            assert bob.get("/api/tasks").json() == []
+        assert program.stop() == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def peak(program: Program) -> int:
+    """Return the most memory that the process has had, in bytes."""
+    status = Path(f"/proc/{program.process.pid}/status")
+    if not status.exists():
+        pytest.skip("the peak is read from /proc")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def unread_list(program: Program) -> socket.socket:
+    """Ask for alice's list and do not read the answer."""
+    host, _, port = program.address.removeprefix("http://").partition(":")
+    client = socket.create_connection((host, int(port)), timeout=30)
+    request = f"GET /api/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('alice')}\r\n"
+    client.sendall(f"{request}\r\n".encode())
+    assert client.recv(15) == b"HTTP/1.1 200 OK"
+    return client
+
+
+def test_large_list_comes_whole_and_memory_stays_flat(program: Program) -> None:
+    with program.client(token("alice")) as alice:
+        assert alice.get("/api/tasks/1").status_code == 200
+        before = peak(program)
+        response = alice.get("/api/tasks")
+    assert len(response.content) > BODY_BYTES
+    assert [task["title"] for task in response.json()] == [
+        f"Buy groceries {number}" for number in range(1, TASKS + 1)
+    ]
+    assert "content-length" not in response.headers
+    assert peak(program) - before < MEMORY_BYTES
+
+
+def test_reader_that_stalls_leaves_memory_and_a_connection(program: Program) -> None:
+    """The second large list at once is refused where the pool has two connections."""
+    with program.client(token("bob")) as bob:
+        assert bob.post("/api/tasks", json={"title": "x"}).status_code == 201
+    before = peak(program)
+    with (
+        closing(unread_list(program)) as stalled,
+        program.client(token("alice")) as alice,
+        program.client(token("bob")) as bob,
+    ):
+        refused = alice.get("/api/tasks")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert bob.post("/api/tasks", json={"title": "x"}).status_code == 201
+        assert bob.delete("/api/account").status_code == 204
+        assert peak(program) - before < MEMORY_BYTES
+        assert read_end(stalled).endswith(b"]\r\n0\r\n\r\n")
+        assert len(alice.get("/api/tasks").json()) == TASKS
+
+
+def read_end(client: socket.socket) -> bytes:
+    """Read to the end of the list, or of the connection, and return the last bytes."""
+    end = b""
+    with suppress(ConnectionResetError):
+        while not end.endswith(b"0\r\n\r\n") and (data := client.recv(1 << 20)):
+            end = (end + data)[-200:]
+    return end
+
+
+def test_reader_that_leaves_gives_its_connection_back(program: Program) -> None:
+    for _ in range(5):
+        unread_list(program).close()
+        with program.client(token("alice")) as alice:  # refused while the one before counts
+            while alice.head("/api/tasks").status_code == 503:
+                pass
+
+
+def test_list_that_breaks_off_is_not_taken_for_a_whole_one(
+    program: Program, sql: psycopg.Connection, tmp_path: Path
+) -> None:
+    with closing(unread_list(program)) as client:
+        sql.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " AND query LIKE '%%row_to_json%%'"
+        )
+        assert not read_end(client).endswith(b"0\r\n\r\n")
+    log = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [line["error"] for line in log if line["level"] == "error"] == ["DatabaseUnreachable"]
