@@ -8,7 +8,7 @@ from typing import Literal
 
 from todo_api.auth.key_set import REFRESH_SECONDS, Fetched, FetchFailed, fetch, read_key_set
 from todo_api.auth.tokens import LEEWAY
-from todo_api.database import migrations
+from todo_api.database import schema
 from todo_api.database.database import Database
 from todo_api.errors import ApiError, StartupError
 from todo_api.settings import Settings, is_loopback, origin_of
@@ -57,12 +57,13 @@ async def _database(settings: Settings, url: str) -> AsyncIterator[Finding]:
 
 def _schema(settings: Settings, url: str) -> Finding:
     try:
-        current, newest = migrations.revisions(url)
+        current = schema.current(url)
     except StartupError as error:
         return Finding("schema", "failure", str(error))
+    newest = schema.newest()
     if current == newest:
         return Finding("schema", "ok", f"at its newest version, {newest}")
-    if current is not None and newest is not None and current > newest:
+    if current is not None and current > newest:
         return Finding("schema", "warning", f"newer ({current}) than this program ({newest})")
     missing = f"at version {current or 'none'}, this program needs {newest}"
     if settings.auto_migrate:

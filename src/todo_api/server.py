@@ -115,8 +115,8 @@ def _application(settings: Settings, database_url: str) -> FastAPI:
     app = create_app(settings, database_url)
     # What was imported stays. The collector need not look at it again: a full pass over it took
     # 30 ms, in the middle of somebody's request.
-    gc.collect()
     gc.freeze()
+    gc.enable()
     return app
 
 

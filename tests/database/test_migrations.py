@@ -21,7 +21,7 @@ from sqlalchemy import NullPool, create_engine
 from sqlmodel import SQLModel
 
 from support.service import Service, running_service
-from todo_api.database import migrations, row_security
+from todo_api.database import migrations, row_security, schema
 from todo_api.database.address import conninfo
 from todo_api.errors import StartupError
 from todo_api.tasks import model
@@ -469,6 +469,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def test_newest_schema_is_known_without_alembic(database_url: str, empty_database_url: str) -> None:
+    assert schema.newest() == NEWEST == schema.current(database_url)
+    assert schema.current(empty_database_url) is None
+
+
 def test_migration_is_sent_to_the_direct_host_of_a_pooled_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -481,7 +486,7 @@ def test_migration_is_sent_to_the_direct_host_of_a_pooled_address(
 
     monkeypatch.setattr("todo_api.database.migrations.psycopg.connect", connect)
     url = "postgresql://u@ep-cool-rain-123-pooler.eu-central-1.aws.neon.tech/neondb"
-    for ask in (migrations.migrate, migrations.revisions):
+    for ask in (migrations.migrate, schema.current):
         with pytest.raises(StartupError, match="not today"):
             ask(url)
     assert len(asked) == 2

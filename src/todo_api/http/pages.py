@@ -3,6 +3,7 @@
 import json
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
+from functools import cache
 from hashlib import sha256
 from importlib.util import find_spec
 from mimetypes import guess_type
@@ -71,11 +72,14 @@ def health_routes(not_ready: Callable[[], Awaitable[str | None]]) -> list[Public
 
 def add_documents(app: FastAPI) -> None:
     """Add `/openapi.json` and `/docs`, which loads nothing from another host."""
-    document = json.dumps(app.openapi()).encode()
     page, policy = _documentation_page(app.title)
 
+    @cache  # made when it is first asked for: a start need not wait for it
+    def document() -> bytes:
+        return json.dumps(app.openapi()).encode()
+
     async def openapi(_: Request) -> Response:
-        return json_answer(document)
+        return json_answer(document())
 
     async def docs(_: Request) -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})

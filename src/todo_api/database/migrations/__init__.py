@@ -51,17 +51,6 @@ def migrate(url: str) -> None:
         raise StartupError(_explain(error)) from error
 
 
-def revisions(url: str) -> tuple[str | None, str | None]:
-    """Return the database's revision, None for an empty one, and the newest that we know."""
-    engine = _engine(url)
-    try:
-        with engine.connect() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
-    except DBAPIError as error:
-        raise StartupError(_explain(error)) from error
-    return current, ScriptDirectory.from_config(configuration()).get_current_head()
-
-
 def print_sql() -> None:
     """Print the script from an empty database to the newest schema."""
     command.upgrade(configuration(), "head", sql=True)
