@@ -31,8 +31,11 @@ check: .venv/development ## Lint, types, architecture
 	$(BIN)/python -m pytest tests/architecture
 
 .PHONY: bench
-bench: .venv/development ## Compare with what people would pick instead (needs wrk and Node)
+bench: .venv/development ## Compare with what people would pick instead (needs Node; wrk if there is one)
 	npm ci --silent --prefix benchmarks/fastify
+	$(UV) pip install -q --python $(BIN)/python --require-hashes --target .venv/asyncpg -r benchmarks/idiomatic.lock
+	@command -v wrk >/dev/null || { $(UV) venv -q --clear --python $(BIN)/python .venv/bench && \
+		$(UV) pip install -q --python .venv/bench/bin/python --require-hashes -r benchmarks/requirements.lock; }
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 .PHONY: format
@@ -41,11 +44,12 @@ format: .venv/development ## Format the code
 	$(BIN)/ruff format
 
 .PHONY: lock
+lock: LOCK := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade
 lock: $(UV) ## Pin the newest versions that pyproject.toml allows
-	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
-		pyproject.toml -o requirements.lock
-	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
-		--group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK) pyproject.toml -o requirements.lock
+	$(LOCK) --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	echo asyncpg | $(LOCK) - -o benchmarks/idiomatic.lock
+	echo locust | $(LOCK) - -o benchmarks/requirements.lock
 
 .PHONY: clean
 clean: ## Remove what was installed; the data in .data stays

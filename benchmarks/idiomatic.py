@@ -1,4 +1,4 @@
-"""The baseline: FastAPI, SQLModel's AsyncSession and PyJWT as their documentation shows them.
+"""The baseline: FastAPI, SQLModel's AsyncSession, asyncpg and PyJWT as their documentation has it.
 
 The same endpoints, tables and tokens as ours; no row security. Run by `run.py`.
 """
@@ -11,7 +11,7 @@ from typing import Annotated
 import jwt
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field
 from sqlalchemy import BigInteger, DateTime, Identity
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import Field, SQLModel, col, select
@@ -19,7 +19,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 SECRET = os.environ["BETTER_AUTH_SECRET"]
 engine = create_async_engine(
-    os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:"),
+    os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+asyncpg:"),
     pool_size=int(os.environ["POOL_SIZE"]),
     max_overflow=0,
 )
@@ -73,6 +73,11 @@ class TaskPublic(TaskBase):
     user_id: str
     created_at: datetime
     updated_at: datetime
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def completed(self) -> bool:
+        return self.status == "complete"
 
 
 async def get_session() -> AsyncIterator[AsyncSession]:
@@ -128,7 +133,6 @@ async def create_task(task: TaskCreate, session: SessionDep, user_id: CurrentUse
     created = Task.model_validate(task, update={"user_id": user_id})
     session.add(created)
     await session.commit()
-    await session.refresh(created)
     return created
 
 
@@ -143,7 +147,6 @@ async def update_task(change: TaskUpdate, task: OwnTask, session: SessionDep) ->
     task.updated_at = now()
     session.add(task)
     await session.commit()
-    await session.refresh(task)
     return task
 
 
@@ -153,7 +156,6 @@ async def complete_task(task: OwnTask, session: SessionDep) -> Task:
     task.updated_at = now()
     session.add(task)
     await session.commit()
-    await session.refresh(task)
     return task
 
 

@@ -11,6 +11,7 @@ import pytest
 from support import service as support
 from support.service import Service, running_service
 from todo_api.app import create_app
+from todo_api.database.connection import Answer
 from todo_api.database.database import Database
 from todo_api.database.statement import Statement
 from todo_api.tasks import statements
@@ -150,20 +151,18 @@ async def test_row_security_holds_where_a_statement_forgets_the_owner(
     row_security: bool,
 ) -> None:
     """With the second lock nothing leaks; without it the same statement does."""
-    run = Database.run
+    run = Database._run
     stripped = []
 
-    async def run_careless(
-        self: Database, owner: str, statement: Statement, *values: Any
-    ) -> list[bytes]:
+    async def run_careless(self: Database, statement: Statement, values: Any) -> Answer:
         careless = without_owner_predicate(statement)
         stripped.append(careless.sql != statement.sql)
-        return await run(self, owner, careless, *values)
+        return await run(self, careless, values)
 
     async with running_service(database_url, short_folder, row_security=row_security) as service:
         alices = await service.create("alice", title="secret")
         before = checksum(sql, "alice")
-        monkeypatch.setattr(Database, "run", run_careless)
+        monkeypatch.setattr(Database, "_run", run_careless)
         own_path = path.format(user_id="mallory", id=alices["id"])
         answer = await service.request(verb, own_path, "mallory", json=body)
     leaked = "secret" in answer.text or checksum(sql, "alice") != before

@@ -140,14 +140,16 @@ def test_papers_name_files_that_exist() -> None:
             assert (paper.parent / target).exists(), f"{paper.name}: {target}"
 
 
-def test_lock_names_no_index_and_has_hashes() -> None:
-    for name in ("requirements.lock", "requirements-dev.lock"):
-        text = (ROOT / name).read_text()
-        assert "://" not in text
-        pinned = re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE)
-        assert len(pinned) > 10
-        for block in re.split(r"\n(?=[a-z0-9])", text):
-            assert not re.match(r"[a-z0-9-]+==", block) or "--hash=sha256:" in block
+LOCKS = [*ROOT.glob("*.lock"), *ROOT.glob("benchmarks/*.lock")]
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=str)
+def test_lock_names_no_index_and_has_hashes(lock: Path) -> None:
+    text = lock.read_text()
+    assert "://" not in text
+    assert re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE)
+    for block in re.split(r"\n(?=[a-z0-9])", text):
+        assert not re.match(r"[a-z0-9-]+==", block) or "--hash=sha256:" in block
 
 
 def test_importing_the_package_imports_no_framework() -> None:

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg.raw_cursor import RawCursor
 
+from support.service import settings
 from todo_api.database import row_security
 from todo_api.database.statement import Statement, encode
 from todo_api.tasks import statements
@@ -172,11 +173,8 @@ class Explainer:
 
     def _become(self, statement: Statement, values: Mapping[str, object]) -> None:
         """Do what precedes a statement in its transaction."""
-        before = row_security.before_read(5, 2)
-        if statement.writes:
-            before = row_security.before_write(5, 2, role=True)
-        if statement.many:
-            before = row_security.before_many(5, 2, role=True)
+        before = row_security.Preamble(settings()).before(statement)
+        assert before is not None
         self._execute(before, values)
 
     def _execute(self, statement: Statement, values: Mapping[str, object]) -> list[Any]:

@@ -73,14 +73,7 @@ class Database:
         self._conninfo = conninfo(url)
         self._settings = settings
         self._answer_timeout = settings.statement_timeout + GRACE
-        timeouts = settings.statement_timeout, settings.lock_timeout
-        role = settings.row_security
-        self._before_read = row_security.before_read(*timeouts) if role else None
-        # While a client reads many rows the server waits, as long as the request may take.
-        timeouts_of_many = settings.request_timeout, settings.lock_timeout
-        self._before_many = row_security.before_many(*timeouts_of_many, role=role)
-        self._before_write = row_security.before_write(*timeouts, role=role)
-        self._session = None if role else row_security.set_timeouts(*timeouts)
+        self._preamble = row_security.Preamble(settings)
         self._slots = asyncio.Semaphore(settings.pool_size)
         self._idle: list[tuple[Connection, float]] = []
         self._open: set[Connection] = set()
@@ -192,9 +185,7 @@ class Database:
 
     def _commands(self, statement: Statement, values: Mapping[str, object]) -> Sequence[Command]:
         """Put before a statement what has to precede it in the same transaction."""
-        before = self._before_write if statement.writes else self._before_read
-        if statement.many:
-            before = self._before_many
+        before = self._preamble.before(statement)
         command = (statement, statement.encode(values))
         return (command,) if before is None else ((before, before.encode(values)), command)
 
@@ -246,7 +237,7 @@ class Database:
     async def _connect_once(self) -> Connection:
         connection = await Connection.open(
             self._conninfo,
-            session=self._session,
+            session=self._preamble.of_session,
             prepare=self._settings.prepared_statements,
             on_free=self._free,
             on_lost=self._lost,
@@ -282,12 +273,13 @@ class Database:
 
         Raises `StartupError`, or `DatabaseUnreachable` with its cause.
         """
-        state = row_security.STATE_OFF if self._before_read is None else row_security.STATE
+        role = self._settings.row_security
+        state = row_security.STATE if role else row_security.STATE_OFF
         try:
             rows, _ = await self._attempt(self._commands(state, {"owner": ""}))
         except QueryFailed as error:
             raise StartupError(_refusal(error)) from error
-        row_security.check(json.loads(rows[0]), role=self._before_read is not None)
+        row_security.check(json.loads(rows[0]), role=role)
 
 
 class Rest:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from todo_api.database.statement import Statement
 from todo_api.errors import StartupError
+from todo_api.settings import Settings
 
 ROLE = "todo_member"
 """The role without login that requests run as."""
@@ -20,16 +21,37 @@ TABLES = ("erasures", "tasks", "users")
 """The tables under row security, each with the one policy `<table>_owner`."""
 
 
-def before_read(statement_timeout: float, lock_timeout: float) -> Statement:
-    """Take the role and name the owner, with the transaction's timeouts in seconds.
+class Preamble:
+    """What goes out before each statement, in the same transaction.
 
-    Poolers refuse startup options, hence the timeouts here.
+    Also the timeouts: poolers refuse startup options.
     """
+
+    def __init__(self, settings: Settings) -> None:
+        timeouts = settings.statement_timeout, settings.lock_timeout
+        # While a client reads many rows the server waits, as long as the request may take.
+        timeouts_of_many = settings.request_timeout, settings.lock_timeout
+        role = settings.row_security
+        self._read = _before_read(*timeouts) if role else None
+        self._many = _before_many(*timeouts_of_many, role=role)
+        self._write = _before_write(*timeouts, role=role)
+        self.of_session = None if role else _set_timeouts(*timeouts)
+        """What a new connection runs once."""
+
+    def before(self, statement: Statement) -> Statement | None:
+        """Return the statement to send before this one, if any."""
+        if statement.writes:
+            return self._write
+        return self._many if statement.many else self._read
+
+
+def _before_read(statement_timeout: float, lock_timeout: float) -> Statement:
+    """Take the role and name the owner, with the transaction's timeouts in seconds."""
     sql = f"SELECT {_take_owner(statement_timeout, lock_timeout)}"
     return Statement(b"before_read", sql.encode(), ("owner",), writes=False)
 
 
-def before_many(statement_timeout: float, lock_timeout: float, *, role: bool) -> Statement:
+def _before_many(statement_timeout: float, lock_timeout: float, *, role: bool) -> Statement:
     """Do the same before a statement that reads many rows, with a timeout for that.
 
     And have them read in the order of an index, by this backend alone: at the default price of a
@@ -44,14 +66,14 @@ def before_many(statement_timeout: float, lock_timeout: float, *, role: bool) ->
     return Statement(b"before_many", sql.encode(), ("owner",) if role else (), writes=False)
 
 
-def before_write(statement_timeout: float, lock_timeout: float, *, role: bool) -> Statement:
+def _before_write(statement_timeout: float, lock_timeout: float, *, role: bool) -> Statement:
     """Do the same, and refuse a token that is older than its user's erasure (migration 0002)."""
     taken = f"{_take_owner(statement_timeout, lock_timeout)}, " if role else ""
     sql = f"SELECT {taken}begin_write($1, $2, $3)"
     return Statement(b"before_write", sql.encode(), ("owner", "issued_at", "erasing"), writes=False)
 
 
-def set_timeouts(statement_timeout: float, lock_timeout: float) -> Statement:
+def _set_timeouts(statement_timeout: float, lock_timeout: float) -> Statement:
     """Set the session's timeouts, for a connection that takes no role."""
     sql = f"SELECT {_timeouts(statement_timeout, lock_timeout, 'false')}"
     return Statement(b"set_timeouts", sql.encode(), (), writes=False)

@@ -1,0 +1,45 @@
+"""The data that every measurement starts from, and the tokens of its users."""
+
+import time
+from pathlib import Path
+
+import jwt
+import psycopg
+
+SECRET = "a shared secret of more than thirty-two bytes"
+USERS = 100
+FIRST_ID = 1
+OPERATIONS = ("list", "get", "create", "update", "complete", "delete")
+TASKS_PER_USER = dict.fromkeys(OPERATIONS, 20) | {"delete": 2000}
+
+
+def load(url: str, tasks_per_user: int, users: int = USERS) -> None:
+    """Put the same data in: user n owns every users-th task."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        # What a load generator left behind when its time was up is still being written.
+        busy = "SELECT FROM pg_stat_activity WHERE state <> 'idle' AND pid <> pg_backend_pid()"
+        while connection.execute(busy).fetchone() is not None:
+            time.sleep(0.05)
+        connection.execute("SET session_replication_role = replica")  # no foreign keys: faster
+        connection.execute("TRUNCATE users, tasks, erasures RESTART IDENTITY")
+        connection.execute(
+            "INSERT INTO users (id) SELECT 'user' || n FROM generate_series(0, %s) AS n",
+            [users - 1],
+        )
+        connection.execute(
+            "INSERT INTO tasks (user_id, id, title, description, created_at)"
+            " OVERRIDING SYSTEM VALUE"
+            " SELECT 'user' || n %% %s, %s + n, 'Buy groceries ' || n, 'Milk and bread',"
+            " now() - n * interval '1 second' FROM generate_series(0, %s) AS n",
+            [users, FIRST_ID, users * tasks_per_user - 1],
+        )
+        highest = FIRST_ID + users * tasks_per_user
+        connection.execute("SELECT setval('tasks_id_seq', %s)", [highest])
+        connection.execute("VACUUM ANALYZE users, tasks")
+
+
+def write_tokens(file: Path) -> None:
+    """Write a token a line, for user 0, 1, …, that outlives the benchmark."""
+    now = int(time.time())
+    claims = ({"sub": f"user{n}", "iat": now, "exp": now + 86_400} for n in range(USERS))
+    file.write_text("".join(f"{jwt.encode(each, SECRET, 'HS256')}\n" for each in claims))

@@ -1,0 +1,95 @@
+"""One operation at a fixed rate, free of coordinated omission.
+
+Each request is due at its own instant, whatever became of those before; its latency counts from
+then, so waiting for one of the connections is part of it. A loop around select(2), which unlike
+epoll(7) and what is built on it wakes up to the microsecond.
+
+`python load_rate.py ADDRESS CONNECTIONS SECONDS RATE OPERATION TOKENS FIRST_ID TASKS_PER_USER`
+"""
+
+import gc
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from select import select
+from socket import IPPROTO_TCP, TCP_NODELAY, create_connection, socket
+from urllib.parse import urlsplit
+
+from workload import Request, print_result, requests
+
+PATIENCE = 10.0
+"""Seconds without any answer after which the server is given up."""
+
+
+def encode(request: Request) -> bytes:
+    """Write a request as HTTP/1.1 has it."""
+    headers = request.headers | {"Host": "127.0.0.1", "Content-Length": str(len(request.body))}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{request.method} {request.path} HTTP/1.1\r\n{lines}\r\n{request.body}".encode()
+
+
+def is_whole(answer: bytes) -> bool:
+    """Tell whether all of an answer is there."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    head = head.lower()
+    if not end or b"transfer-encoding: chunked" in head:
+        return body.endswith(b"0\r\n\r\n")
+    _, _, length = head.partition(b"content-length:")
+    return len(body) >= int(length.split(b"\r\n")[0] or 0)
+
+
+def connect(address: str, connections: int) -> deque[socket]:
+    """Open the connections."""
+    url = urlsplit(address)
+    idle = deque(create_connection((url.hostname, url.port)) for _ in range(connections))
+    for connection in idle:
+        connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    return idle
+
+
+def drive(idle: deque[socket], messages: Sequence[bytes], rate: float) -> None:
+    """Send each message when it is due, on the connection idle for longest, and print the result.
+
+    None is sent before its time, and one that finds no connection idle waits for one.
+    """
+    busy: dict[socket, tuple[float, bytes]] = {}
+    latencies, failures, sent = [], 0, 0
+    start = time.perf_counter()
+    while sent < len(messages) or busy:
+        due = start + sent / rate
+        wait = PATIENCE
+        if idle and sent < len(messages):
+            wait = due - time.perf_counter()
+            if wait <= 0:
+                connection = idle.popleft()
+                connection.sendall(messages[sent])
+                busy[connection] = due, b""
+                sent += 1
+                wait = 0
+        ready, _, _ = select(busy, [], [], wait)
+        if not ready and wait == PATIENCE:
+            raise TimeoutError("the server does not answer")
+        for connection in ready:
+            due, answer = busy[connection]
+            answer += connection.recv(1 << 18)
+            busy[connection] = due, answer
+            if is_whole(answer):
+                latencies.append(time.perf_counter() - due)
+                failures += not answer.startswith(b"HTTP/1.1 2")
+                del busy[connection]
+                idle.append(connection)
+    print_result(latencies, time.perf_counter() - start, failures)
+
+
+def main() -> None:
+    """Prepare everything, so that the run itself does next to nothing."""
+    address, connections, seconds, rate, *what = sys.argv[1:]
+    number = int(float(seconds) * float(rate))
+    messages = [encode(request) for request in islice(requests(*what), number)]
+    gc.disable()
+    drive(connect(address, int(connections)), messages, float(rate))
+
+
+main()

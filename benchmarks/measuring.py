@@ -1,0 +1,127 @@
+"""How a run is measured, and how runs are put in turn."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TypeAlias
+
+import data
+import psutil
+from load import Load, Result
+from servers import Server, running
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every measurement needs."""
+
+    url: str
+    postgres: psutil.Process
+    tokens: Path
+    rounds: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of one operation, or the medians of several. CPU and times are in microseconds."""
+
+    requests_per_second: float
+    cpu: float
+    """Of the server and its children, a request."""
+    postgres_cpu: float
+    """Of PostgreSQL, a request."""
+    machine: float
+    """How much of the whole machine's CPU was in use, in percent."""
+    p50: float
+    p99: float
+    failures: float
+
+    @property
+    def remark(self) -> str:
+        """What a table must not hide."""
+        return f" ({self.failures:.0f} failed)" if self.failures else ""
+
+
+Results: TypeAlias = Mapping[tuple[str, str], Measurement]
+"""By contestant and operation."""
+
+Contestant: TypeAlias = AbstractContextManager[Callable[[str], Measurement]]
+"""Starts what is measured, and gives what measures an operation of it."""
+
+
+def in_turn(
+    bench: Bench,
+    contestants: Mapping[str, Callable[[], Contestant]],
+    operations: Sequence[str] = data.OPERATIONS,
+) -> Results:
+    """Measure all in alternation, A B C A B C …, each time on fresh data; return the medians."""
+    taken: dict[tuple[str, str], list[Measurement]] = {}
+    for number in range(bench.rounds):
+        for name, contestant in contestants.items():
+            with contestant() as measure:
+                for operation in operations:
+                    data.load(bench.url, data.TASKS_PER_USER[operation])
+                    one = measure(operation)
+                    taken.setdefault((name, operation), []).append(one)
+                    print(number + 1, name, operation, one, file=sys.stderr)
+    return {key: middle(runs) for key, runs in taken.items()}
+
+
+def middle(runs: Sequence[Measurement]) -> Measurement:
+    """Return the median of each number, and all failures."""
+    medians = Measurement(*map(median, zip(*map(astuple, runs), strict=True)))
+    return replace(medians, failures=sum(run.failures for run in runs))
+
+
+@contextmanager
+def driven(
+    bench: Bench, server: Server, drive: Callable[[Load, float], Result], *, warm_up: float = 1
+) -> Iterator[Callable[[str], Measurement]]:
+    """Run a server, to be driven by a load generator."""
+    with running(server, bench.url) as (process, address):
+
+        def measure(operation: str) -> Measurement:
+            # The warm-up deletes nothing that the run would look for.
+            harmless = "get" if operation == "delete" else operation
+            drive(Load(address, harmless, bench.tokens), warm_up)
+            load = Load(address, operation, bench.tokens)
+            return measured(bench, process, lambda: drive(load, bench.seconds))
+
+        yield measure
+
+
+def measured(bench: Bench, server: psutil.Process | None, run: Callable[[], Result]) -> Measurement:
+    """Run, and take the CPU time before and after."""
+    before = cpu_seconds(server), cpu_seconds(bench.postgres)
+    psutil.cpu_percent()
+    result = run()
+    machine = psutil.cpu_percent()
+    after = cpu_seconds(server), cpu_seconds(bench.postgres)
+    cpu, postgres_cpu = (
+        (end - start) / result.requests * 1e6 for start, end in zip(before, after, strict=True)
+    )
+    return Measurement(
+        requests_per_second=result.requests / result.duration * 1e6,
+        cpu=cpu,
+        postgres_cpu=postgres_cpu,
+        machine=machine,
+        p50=result.p50,
+        p99=result.p99,
+        failures=result.failures,
+    )
+
+
+def cpu_seconds(process: psutil.Process | None) -> float:
+    """Return the CPU time of a process, of its children, and of those that have ended."""
+    if process is None:
+        return 0
+    total = 0.0
+    for member in [*process.children(recursive=True), process]:
+        with suppress(psutil.NoSuchProcess):  # ended, and counted with its parent
+            times = member.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total

