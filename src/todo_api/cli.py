@@ -62,7 +62,7 @@ def serve(
         with_keys = development.with_secret(settings)
         asyncio.run(server.check(with_keys, url))
         _greet(with_keys, listener, development_mode=settings.development)
-        server.serve(server.configuration(with_keys, url), listener)
+        server.serve(with_keys, url, listener)
 
 
 @cli.command()

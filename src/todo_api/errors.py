@@ -16,6 +16,7 @@ Each class carries its status, its message and its headers, so one handler
     ├── MethodNotAllowed         405
     ├── BodyTooLarge             413
     ├── UnsupportedMediaType     415
+    ├── TooManyRequests          429
     ├── InternalError            500
     │   └── DatabaseUnreachable  500
     └── ServiceUnavailable       503
@@ -140,6 +141,17 @@ class UnsupportedMediaType(ApiError):
     status = 415
     message = "Content-Type must be application/json"
     headers: Mapping[str, str] = {"Accept": "application/json"}
+
+
+class TooManyRequests(ApiError):
+    """This user, or this address, has asked too often. `wait` is in seconds."""
+
+    status = 429
+    message = "Too many requests"
+
+    def __init__(self, wait: int) -> None:
+        super().__init__()
+        self.headers = {"Retry-After": str(wait)}
 
 
 class InternalError(ApiError):

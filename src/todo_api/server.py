@@ -6,12 +6,15 @@ import os
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import parent_process, resource_tracker
+from secrets import token_hex
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic import SecretStr
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
@@ -63,7 +66,8 @@ def configuration(settings: Settings, database_url: str) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         date_header=True,
-        proxy_headers=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         http=StrictProtocol,
         ws="none",
         lifespan="on",
@@ -94,8 +98,21 @@ async def check(settings: Settings, database_url: str) -> None:
         await database.close()
 
 
-def serve(config: uvicorn.Config, listener: socket.socket) -> None:
+def serve(settings: Settings, database_url: str, listener: socket.socket) -> None:
     """Serve until a signal says to stop. What could not start exits with 1."""
+    if settings.log_key is None:  # the same for every worker
+        settings = settings.model_copy(update={"log_key": SecretStr(token_hex())})
+    config = configuration(settings, database_url)
+    with ExitStack() as stack:
+        if settings.metrics_port is not None:
+            from todo_api.http import metrics  # noqa: PLC0415  a start without them is faster
+
+            where = settings.metrics_host, settings.metrics_port, settings.workers
+            stack.enter_context(metrics.served(*where))
+        _serve(config, listener)
+
+
+def _serve(config: uvicorn.Config, listener: socket.socket) -> None:
     if config.workers > 1:
         supervisor = Supervisor(config, sockets=[listener])
         supervisor.run()

@@ -5,7 +5,8 @@ program with one line that names the variable and never shows the value.
 """
 
 import re
-from ipaddress import ip_address
+from importlib.util import find_spec
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
@@ -17,6 +18,10 @@ from todo_api.errors import StartupError
 
 MINIMUM_SECRET_BYTES = 32
 """RFC 7518, section 3.2: an HS256 key is at least as long as the hash."""
+
+
+RATE_SECONDS = 60.0
+"""Rate limits are quotas per minute."""
 
 
 def is_loopback(host: str) -> bool:
@@ -101,6 +106,14 @@ class Settings(BaseSettings):
     prepared_statements: bool = True
     request_timeout: float = Field(default=30.0, gt=0, le=600)
     max_in_flight: int = Field(default=500, ge=1, le=100_000)
+    rate_limit: int = Field(default=0, ge=0, le=1_000_000)
+    rate_limit_store: Literal["memory", "postgresql"] = "memory"
+    rate_limit_failures: int = Field(default=0, ge=0, le=1_000_000)
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    metrics_host: str = "127.0.0.1"
+    opentelemetry: bool = False
+    log_key: SecretStr | None = None
     shutdown_timeout: int = Field(default=25, ge=1, le=600)
 
     @classmethod
@@ -166,12 +179,25 @@ class Settings(BaseSettings):
             raise ValueError("must name at least one origin")
         return tuple(origin_of(item) for item in items)
 
-    @field_validator("host")
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        items = [item.strip() for item in value.split(",") if item.strip()]
+        for item in items:
+            try:
+                ip_network(item)
+            except ValueError:
+                raise ValueError("must be addresses or networks such as 10.0.0.0/8") from None
+        return tuple(items)
+
+    @field_validator("host", "metrics_host")
     @classmethod
     def _without_brackets(cls, value: str) -> str:
         return value.removeprefix("[").removesuffix("]")
 
-    @field_validator("log_level", "log_format", mode="before")
+    @field_validator("log_level", "log_format", "rate_limit_store", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
@@ -199,6 +225,8 @@ class Settings(BaseSettings):
             raise StartupError(
                 "BETTER_AUTH_URL: set it, or BETTER_AUTH_SECRET, so that tokens can be verified"
             )
+        if self.opentelemetry and find_spec("opentelemetry.sdk") is None:
+            raise StartupError("OPENTELEMETRY: needs `pip install 'todo-api[opentelemetry]'`")
         if self.development and not is_loopback(self.host):
             raise StartupError(
                 "HOST: must be a loopback address in development mode; "

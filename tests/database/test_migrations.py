@@ -81,7 +81,7 @@ def catalogue(url: str) -> dict[str, Any]:
         "policies": "SELECT tablename, policyname, permissive, roles::text, cmd, qual, with_check"
         " FROM pg_policies ORDER BY 1, 2",
         "flags": "SELECT relname, relrowsecurity, relforcerowsecurity FROM pg_class"
-        " WHERE relname IN ('erasures', 'tasks', 'users') ORDER BY 1",
+        " WHERE relname IN ('erasures', 'rate_limits', 'tasks', 'users') ORDER BY 1",
         "table grants": "SELECT table_name, privilege_type FROM information_schema.table_privileges"
         " WHERE grantee = 'todo_member' ORDER BY 1, 2",
         "column grants": "SELECT table_name, privilege_type, string_agg(column_name, ' ' ORDER BY"
@@ -90,7 +90,8 @@ def catalogue(url: str) -> dict[str, Any]:
         "visible users": "SELECT column_name FROM information_schema.column_privileges"
         " WHERE grantee = 'todo_member' AND table_name = 'users' AND privilege_type = 'SELECT'",
         "constraints": "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)"
-        " FROM pg_constraint WHERE conrelid::regclass::text IN ('erasures', 'tasks', 'users')"
+        " FROM pg_constraint"
+        " WHERE conrelid::regclass::text IN ('erasures', 'rate_limits', 'tasks', 'users')"
         " AND contype <> 'n' ORDER BY 1, 2",
         "indexes": "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"
         " AND tablename <> 'alembic_version' ORDER BY 1",
@@ -118,16 +119,22 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
     assert catalogue(database_url) == {
         "policies": [
             ("erasures", "erasures_owner", "PERMISSIVE", "{todo_member}", "ALL", hashed, hashed),
+            (
+                *("rate_limits", "rate_limits_owner"),
+                *("PERMISSIVE", "{todo_member}", "ALL", hashed, hashed),
+            ),
             ("tasks", "tasks_owner", "PERMISSIVE", "{todo_member}", "ALL", tasks, tasks),
             ("users", "users_owner", "PERMISSIVE", "{todo_member}", "ALL", users, users),
         ],
         "flags": [
             ("erasures", True, False),
+            ("rate_limits", True, False),
             ("tasks", True, False),
             ("users", True, False),
         ],
         "table grants": [
             ("erasures", "SELECT"),
+            ("rate_limits", "SELECT"),
             ("tasks", "DELETE"),
             ("tasks", "SELECT"),
             ("users", "DELETE"),
@@ -135,6 +142,8 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
         "column grants": [
             ("erasures", "INSERT", "user_hash"),
             ("erasures", "UPDATE", "erased_at"),
+            ("rate_limits", "INSERT", "full_at user_hash"),
+            ("rate_limits", "UPDATE", "full_at"),
             ("tasks", "INSERT", "description due_date priority status title user_id"),
             ("tasks", "UPDATE", "description due_date priority status title updated_at"),
             ("users", "INSERT", "email id"),
@@ -142,6 +151,7 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
         "visible users": [("id",)],
         "constraints": [
             ("erasures", "erasures_pkey", "PRIMARY KEY (user_hash)"),
+            ("rate_limits", "rate_limits_pkey", "PRIMARY KEY (user_hash)"),
             ("tasks", "tasks_description", "CHECK ((char_length(description) <= 5000))"),
             ("tasks", "tasks_pkey", "PRIMARY KEY (user_id, id)"),
             (
@@ -170,10 +180,11 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             (f"CREATE INDEX tasks_by_creation {on_tasks} (user_id, created_at, id)",),
             (f"CREATE INDEX tasks_by_status {on_tasks} (user_id, status, created_at, id)",),
             ("CREATE UNIQUE INDEX erasures_pkey ON public.erasures USING btree (user_hash)",),
+            ("CREATE UNIQUE INDEX rate_limits_pkey ON public.rate_limits USING btree (user_hash)",),
             ("CREATE UNIQUE INDEX tasks_pkey ON public.tasks USING btree (user_id, id)",),
             ("CREATE UNIQUE INDEX users_pkey ON public.users USING btree (id)",),
         ],
-        "functions": [("begin_write", "v", False)],
+        "functions": [("begin_write", "v", False), ("take_request", "v", False)],
         "role": [(False, False, False, False)],
         "identity": [("bigint", "YES", "ALWAYS")],
     }

@@ -83,6 +83,7 @@ class KeySet:
         self._clock = clock
         self._loading: asyncio.Task[bool] | None = None
         self._asked_at = float("-inf")
+        self._fetched_at = float("-inf")
 
     @asynccontextmanager
     async def kept_fresh(self) -> AsyncIterator[None]:
@@ -101,6 +102,11 @@ class KeySet:
     def is_loaded(self) -> bool:
         """Whether there is a set at all."""
         return self._verifier.keys.published is not None
+
+    @property
+    def age(self) -> float:
+        """How many seconds ago the set was fetched; infinite as long as there is none."""
+        return self._clock() - self._fetched_at
 
     async def ask(self) -> None:
         """Fetch the set because a token names a key that it lacks.
@@ -140,6 +146,7 @@ class KeySet:
             said = str(error) if isinstance(error, FetchFailed) else type(error).__name__
             log.warning("key set not loaded, keeping the last good one", reason=said)
             return False
+        self._fetched_at = self._clock()
         if keys != self._verifier.keys.published:
             self._verifier.use(replace(self._verifier.keys, published=keys))
             log.info("key set loaded", algorithms=sorted(key.algorithm for key in keys.values()))

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from todo_api.auth.key_set import KeySet
+from todo_api.auth.rate_limits import RateLimits
 from todo_api.auth.tokens import Identity, UnknownKey, Verifier
 from todo_api.errors import Forbidden, InvalidToken, KeysUnavailable, Unauthorized
 
@@ -34,22 +35,31 @@ class Authenticator:
     def __init__(
         self,
         verifier: Verifier,
+        rate_limits: RateLimits,
         key_set: KeySet | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._verifier = verifier
+        self._rate_limits = rate_limits
         self._key_set = key_set
         self._clock = clock
 
     async def owner(self, scope: Scope) -> Owner:
-        """Return who sent the request. Raises `Unauthorized`, `Forbidden` or `KeysUnavailable`.
+        """Return who sent the request.
 
-        A `user_id` in the path is only compared with the token's.
+        Raises `Unauthorized`, `Forbidden`, `TooManyRequests` or `KeysUnavailable`. A `user_id` in
+        the path is only compared with the token's.
         """
-        identity = await self._identify(_bearer_token(scope))
+        try:
+            identity = await self._identify(_bearer_token(scope))
+        except InvalidToken:
+            self._rate_limits.failed(scope)
+            raise
+        scope["user"] = identity.subject
         named = scope["path_params"].get("user_id")
         if named is not None and named != identity.subject:
             raise Forbidden
+        self._rate_limits.asked(scope, identity.subject)
         return Owner(identity.subject, identity.email, identity.issued_at)
 
     async def _identify(self, token: str) -> Identity:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
@@ -31,8 +32,9 @@ from todo_api.errors import (
     ShuttingDown,
     StartupError,
     StatementTimeout,
+    TooManyRequests,
 )
-from todo_api.settings import Settings
+from todo_api.settings import RATE_SECONDS, Settings
 
 log = structlog.get_logger()
 
@@ -78,8 +80,14 @@ class Database:
         self._idle: list[tuple[Connection, float]] = []
         self._open: set[Connection] = set()
         self._reading_on = 0
+        self._waiting = 0
+        self.on_wait: Callable[[float], None] = lambda _: None
+        """Is told of each wait for a connection, in seconds."""
         self._sweeper: asyncio.TimerHandle | None = None
         self._in_doubt = True
+        """Whether the last that was heard of the database was a failure."""
+        self._is_in_order = False
+        """Whether it had all that requests rely on when it was last looked at."""
         self._closed = False
 
     async def open(self) -> None:
@@ -148,13 +156,22 @@ class Database:
             return await self._attempt(commands)
         except QueryFailed as failure:
             if not _may_repeat(failure, statement):
-                raise _answer(failure) from failure
+                raise self._answer(failure) from failure
             if failure.sqlstate not in {"40001", "40P01"}:
                 self._drop_idle()  # whatever ended that connection may have ended them all
         try:
             return await self._attempt(commands)
         except QueryFailed as failure:
-            raise _answer(failure) from failure
+            raise self._answer(failure) from failure
+
+    def _answer(self, failure: QueryFailed) -> ApiError:
+        """Return what a client hears of a failure."""
+        state = failure.sqlstate or ""
+        if state == "TD429":
+            return TooManyRequests(math.ceil(RATE_SECONDS / self._settings.rate_limit))
+        if state.startswith("42"):  # no such table, function or right
+            self._is_in_order = False
+        return _answer(failure)
 
     @property
     def server_version(self) -> str:
@@ -162,17 +179,29 @@ class Database:
         major, minor = divmod(next(iter(self._open)).server_version, 10_000)
         return f"{major}.{minor}"
 
+    def levels(self) -> dict[str, float]:
+        """Return how much of the pool is in use."""
+        busy = sum(connection.busy for connection in self._open)
+        return {
+            "pool_connections": len(self._open),
+            "pool_busy": busy,
+            "pool_waiting": self._waiting,
+        }
+
     async def is_ready(self) -> bool:
-        """Tell whether the database answers.
+        """Tell whether the database answers and is in order.
 
         As long as nothing has failed the last known state is the answer, so that a probe does not
         keep a serverless database awake.
         """
-        if not self._in_doubt:
+        if self._is_in_order and not self._in_doubt:
             return True
         try:
-            await self.ping()
-        except ApiError:
+            await self.check()
+        except DatabaseUnreachable:
+            return False
+        except (StartupError, ApiError) as error:
+            log.warning("not ready", reason=str(error))
             return False
         return True
 
@@ -212,11 +241,16 @@ class Database:
         if not self._slots.locked():
             await self._slots.acquire()  # does not wait
             return
+        started = time.monotonic()
+        self._waiting += 1
         try:
             async with asyncio.timeout(self._settings.pool_timeout):
                 await self._slots.acquire()
         except TimeoutError:
             raise DatabaseBusy from None
+        finally:
+            self._waiting -= 1
+            self.on_wait(time.monotonic() - started)
 
     async def _connect(self) -> Connection:
         cause: Exception | None = None
@@ -225,11 +259,11 @@ class Database:
             try:
                 async with asyncio.timeout(self._settings.connect_timeout):
                     return await self._connect_once()
-            except (psycopg.Error, QueryFailed, OSError) as error:
-                cause = error
-            except TimeoutError as error:
+            except TimeoutError as error:  # an OSError too, but not worth another try
                 cause = error
                 break
+            except (psycopg.Error, QueryFailed, OSError) as error:
+                cause = error
         self._in_doubt = True
         # The cause is for the log: libpq's own words would put the database's address there.
         raise DatabaseUnreachable from ConnectionLost(reason(cause), did_not_run=True)
@@ -280,6 +314,7 @@ class Database:
         except QueryFailed as error:
             raise StartupError(_refusal(error)) from error
         row_security.check(json.loads(rows[0]), role=role)
+        self._is_in_order = True
 
 
 class Rest:
@@ -339,7 +374,10 @@ def _answer(failure: QueryFailed) -> ApiError:
 def _refusal(failure: QueryFailed) -> str:
     """Say what an operator has to do about a check that failed."""
     if failure.sqlstate == "42P01":
-        return "DATABASE_URL: the schema is missing; run `todo-api migrate`, or set AUTO_MIGRATE=on"
+        return (
+            "DATABASE_URL: the schema is missing, or older than this program; "
+            "run `todo-api migrate`, or set AUTO_MIGRATE=on"
+        )
     if failure.sqlstate == "22023":
         return (
             f"ROW_SECURITY: there is no role {row_security.ROLE}; run `todo-api migrate`, or "

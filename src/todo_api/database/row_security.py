@@ -17,7 +17,7 @@ ROLE = "todo_member"
 OWNER_SETTING = "app.user_id"
 """The setting that the policies compare `user_id` with."""
 
-TABLES = ("erasures", "tasks", "users")
+TABLES = ("erasures", "rate_limits", "tasks", "users")
 """The tables under row security, each with the one policy `<table>_owner`."""
 
 
@@ -32,9 +32,10 @@ class Preamble:
         # While a client reads many rows the server waits, as long as the request may take.
         timeouts_of_many = settings.request_timeout, settings.lock_timeout
         role = settings.row_security
-        self._read = _before_read(*timeouts) if role else None
-        self._many = _before_many(*timeouts_of_many, role=role)
-        self._write = _before_write(*timeouts, role=role)
+        counted = settings.rate_limit if settings.rate_limit_store == "postgresql" else 0
+        self._read = _before_read(*timeouts, role=role, quota=counted)
+        self._many = _before_many(*timeouts_of_many, role=role, quota=counted)
+        self._write = _before_write(*timeouts, role=role, quota=counted)
         self.of_session = None if role else _set_timeouts(*timeouts)
         """What a new connection runs once."""
 
@@ -45,13 +46,14 @@ class Preamble:
         return self._many if statement.many else self._read
 
 
-def _before_read(statement_timeout: float, lock_timeout: float) -> Statement:
+def _before_read(*timeouts: float, role: bool, quota: int) -> Statement | None:
     """Take the role and name the owner, with the transaction's timeouts in seconds."""
-    sql = f"SELECT {_take_owner(statement_timeout, lock_timeout)}"
-    return Statement(b"before_read", sql.encode(), ("owner",), writes=False)
+    if not role and not quota:
+        return None
+    return _before(b"before_read", _take_owner(*timeouts) if role else "", _take_request(quota))
 
 
-def _before_many(statement_timeout: float, lock_timeout: float, *, role: bool) -> Statement:
+def _before_many(*timeouts: float, role: bool, quota: int) -> Statement:
     """Do the same before a statement that reads many rows, with a timeout for that.
 
     And have them read in the order of an index, by this backend alone: at the default price of a
@@ -61,36 +63,46 @@ def _before_many(statement_timeout: float, lock_timeout: float, *, role: bool) -
         "set_config('random_page_cost', '1.1', true), "
         "set_config('max_parallel_workers_per_gather', '0', true)"
     )
-    owner = _take_owner if role else _local_timeouts
-    sql = f"SELECT {owner(statement_timeout, lock_timeout)}, {planner}"
-    return Statement(b"before_many", sql.encode(), ("owner",) if role else (), writes=False)
+    owner = _take_owner(*timeouts) if role else _timeouts(*timeouts, local="true")
+    return _before(b"before_many", owner, planner, _take_request(quota))
 
 
-def _before_write(statement_timeout: float, lock_timeout: float, *, role: bool) -> Statement:
+def _before_write(*timeouts: float, role: bool, quota: int) -> Statement:
     """Do the same, and refuse a token that is older than its user's erasure (migration 0002)."""
-    taken = f"{_take_owner(statement_timeout, lock_timeout)}, " if role else ""
-    sql = f"SELECT {taken}begin_write($1, $2, $3)"
-    return Statement(b"before_write", sql.encode(), ("owner", "issued_at", "erasing"), writes=False)
-
-
-def _set_timeouts(statement_timeout: float, lock_timeout: float) -> Statement:
-    """Set the session's timeouts, for a connection that takes no role."""
-    sql = f"SELECT {_timeouts(statement_timeout, lock_timeout, 'false')}"
-    return Statement(b"set_timeouts", sql.encode(), (), writes=False)
-
-
-def _take_owner(statement_timeout: float, lock_timeout: float) -> str:
-    return (
-        f"set_config('role', '{ROLE}', true), set_config('{OWNER_SETTING}', $1, true), "
-        + _local_timeouts(statement_timeout, lock_timeout)
+    return _before(
+        b"before_write",
+        _take_owner(*timeouts) if role else "",
+        _take_request(quota),
+        "begin_write($1, $2, $3)",
+        parameters=("owner", "issued_at", "erasing"),
     )
 
 
-def _local_timeouts(statement_timeout: float, lock_timeout: float) -> str:
-    return _timeouts(statement_timeout, lock_timeout, "true")
+def _before(name: bytes, *parts: str, parameters: tuple[str, ...] = ("owner",)) -> Statement:
+    sql = f"SELECT {', '.join(part for part in parts if part)}"
+    used = parameters if "$1" in sql else ()
+    return Statement(name, sql.encode(), used, writes=False)
 
 
-def _timeouts(statement_timeout: float, lock_timeout: float, local: str) -> str:
+def _take_request(quota: int) -> str:
+    """Take one of the owner's requests, where PostgreSQL counts them (migration 0003)."""
+    return f"take_request($1, {quota})" if quota else ""
+
+
+def _set_timeouts(*timeouts: float) -> Statement:
+    """Set the session's timeouts, for a connection that takes no role."""
+    sql = f"SELECT {_timeouts(*timeouts, local='false')}"
+    return Statement(b"set_timeouts", sql.encode(), (), writes=False)
+
+
+def _take_owner(*timeouts: float) -> str:
+    return (
+        f"set_config('role', '{ROLE}', true), set_config('{OWNER_SETTING}', $1, true), "
+        + _timeouts(*timeouts, local="true")
+    )
+
+
+def _timeouts(statement_timeout: float, lock_timeout: float, *, local: str) -> str:
     return (
         f"set_config('statement_timeout', '{statement_timeout * 1000:.0f}', {local}), "
         f"set_config('lock_timeout', '{lock_timeout * 1000:.0f}', {local})"

@@ -6,12 +6,22 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 import structlog
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from todo_api.errors import ApiError, InternalError, ShuttingDown
 
 log = structlog.get_logger()
+
+
+class Error(BaseModel):
+    """An error, whatever its status."""
+
+    error: str
+    fields: dict[str, str] | None = Field(
+        default=None, description="With a 400 about fields: a message for each."
+    )
 
 
 def json_answer(
@@ -100,9 +110,10 @@ class Errors:
         try:
             await self._app(scope, receive, remember_start)
         except (Exception, CancelledError) as error:  # noqa: BLE001  every one ends here
-            answer = error_answer(_as_ours(error, scope["request_id"]))
+            ours = _as_ours(error, scope["request_id"])
+            scope["error"] = type(ours).__name__
             if not started:
-                await answer(scope, receive, send)
+                await error_answer(ours)(scope, receive, send)
 
 
 def _as_ours(error: BaseException, request_id: str) -> ApiError:

@@ -17,6 +17,8 @@ RESPONSE_HEADERS = (
     "Location",
     "ETag",
     "Link",
+    "RateLimit",
+    "RateLimit-Policy",
     "Retry-After",
     "X-Request-ID",
     "WWW-Authenticate",

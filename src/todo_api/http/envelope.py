@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from collections.abc import Iterator
 from itertools import count
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,9 +30,9 @@ class Envelope:
         """Serve the request."""
         request_id = _request_id(scope)
         is_head = scope["method"] == "HEAD"
-        scope = {**scope, "request_id": request_id.decode()}
+        scope["request_id"] = request_id.decode()
         if is_head:  # HEAD is GET without the body (RFC 9110, section 9.3.2)
-            scope["method"] = "GET"
+            scope = {**scope, "method": "GET"}
 
         async def send_enveloped(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -39,11 +40,20 @@ class Envelope:
                 present = {name for name, _ in headers}
                 headers.extend(each for each in COMMON_HEADERS if each[0] not in present)
                 headers.append((b"x-request-id", request_id))
+                if "rate_limit" in scope:
+                    headers.extend(_rate_limit(*scope["rate_limit"]))
             elif is_head:
                 message = {**message, "body": b""}
             await send(message)
 
         await self._app(scope, receive, send_enveloped)
+
+
+def _rate_limit(policy: str, left: str | None) -> Iterator[tuple[bytes, bytes]]:
+    """Give the fields of draft-ietf-httpapi-ratelimit-headers, as far as they are known."""
+    yield b"ratelimit-policy", policy.encode()
+    if left is not None:
+        yield b"ratelimit", left.encode()
 
 
 def _request_id(scope: Scope) -> bytes:

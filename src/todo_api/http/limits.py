@@ -21,20 +21,21 @@ class Limits:
 
     def __init__(self, app: ASGIApp, *, in_flight: int, seconds: float) -> None:
         self._app = app
-        self._free = in_flight
+        self._maximum = in_flight
         self._seconds = seconds
+        self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request. Raises `Overloaded` or `RequestTimeout`."""
         if not scope["raw_path"].startswith(b"/api/"):
             await self._app(scope, receive, send)
             return
-        if self._free <= 0:
+        if self.in_flight >= self._maximum:
             raise Overloaded
         task = cast("asyncio.Task[None]", asyncio.current_task())
         loop = asyncio.get_running_loop()
         deadline = loop.call_later(self._seconds, task.cancel)
-        self._free -= 1
+        self.in_flight += 1
         try:
             await self._app(scope, receive, send)
         except CancelledError:
@@ -42,5 +43,5 @@ class Limits:
                 raise
             raise RequestTimeout from None
         finally:
-            self._free += 1
+            self.in_flight -= 1
             deadline.cancel()

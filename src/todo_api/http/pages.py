@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from todo_api.errors import ServiceUnavailable
-from todo_api.http.answers import json_answer
+from todo_api.http.answers import Error, json_answer
 
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 """Swagger UI's files, as the package fastapi-offline carries them."""
@@ -40,7 +40,7 @@ class PublicRoute(APIRoute):
             endpoint,
             operation_id=endpoint.__name__,
             response_model=Health,
-            responses={503: {"description": "Not ready"}} if path == "/readyz" else None,
+            responses={503: {"model": Error}} if path == "/readyz" else None,
             tags=["health"],
         )
         self.app = self._serve

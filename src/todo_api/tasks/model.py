@@ -56,6 +56,16 @@ class Erasure(SQLModel, table=True):
     )
 
 
+class Bucket(SQLModel, table=True):
+    """How much of a user's rate limit is left: by the time at which all of it will be."""
+
+    __tablename__ = "rate_limits"
+    __table_args__ = ({"prefixes": ["UNLOGGED"]},)
+
+    user_hash: bytes = Field(primary_key=True, sa_type=LargeBinary)
+    full_at: datetime = Field(sa_type=DateTime(timezone=True))
+
+
 class Task(SQLModel, table=True):
     """One thing to do.
 

@@ -7,6 +7,7 @@ supplies it once the owner is known: path and query first, then the body.
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from inspect import signature
 from typing import Annotated, Any, get_args
 from urllib.parse import parse_qsl
@@ -19,14 +20,13 @@ from starlette.responses import Response
 
 from todo_api.auth.owner import Authenticator, Owner, PrivateRoute
 from todo_api.errors import BadRequest
-from todo_api.http.answers import array_answer, json_answer
+from todo_api.http.answers import Error, array_answer, json_answer
 from todo_api.http.body import read_object
 from todo_api.tasks.owned_tasks import OwnedTasks
 from todo_api.tasks.schemas import (
     CHANGEABLE,
     MAXIMUM_ID,
     Completion,
-    Error,
     NewTask,
     Task,
     TaskChange,
@@ -68,20 +68,21 @@ async def delete_task(tasks: Tasks, task_id: TaskId) -> Response:
     return Response(status_code=204)
 
 
-async def toggle_task(
-    tasks: Tasks, task_id: TaskId, completion: Completion | None = None
-) -> Response:
+_DEFAULT = Completion()
+
+
+async def toggle_task(tasks: Tasks, task_id: TaskId, completion: Completion = _DEFAULT) -> Response:
     """Toggle a task, or set what the body says outright."""
-    if completion is None or not completion.model_fields_set:
+    if not completion.model_fields_set:
         return json_answer(await tasks.toggle(task_id))
     return json_answer(await tasks.complete(task_id, completed=completion.completed))
 
 
 async def complete_task(
-    tasks: Tasks, task_id: TaskId, completion: Completion | None = None
+    tasks: Tasks, task_id: TaskId, completion: Completion = _DEFAULT
 ) -> Response:
     """Complete a task, or set what the body says outright. A repeat changes nothing."""
-    completed = completion is None or not completion.model_fields_set or completion.completed
+    completed = not completion.model_fields_set or completion.completed
     return json_answer(await tasks.complete(task_id, completed=completed))
 
 
@@ -153,9 +154,8 @@ async def _read_body(request: Request) -> dict[str, Any]:
     return body
 
 
-async def _read_completion(request: Request) -> Completion | None:
-    body = await read_object(request)
-    return None if body is None else read(Completion, body)
+async def _read_completion(request: Request) -> Completion:
+    return read(Completion, await read_object(request) or {})
 
 
 _READERS: Mapping[str, Reader] = {
@@ -239,6 +239,29 @@ def task_routes(
     return token_scoped + user_scoped
 
 
+def _responses(path: str, operation: _Operation) -> dict[int | str, dict[str, Any]]:
+    """Document which errors an operation can have, and the header of what it creates."""
+    has_body = operation.verb in {"POST", "PUT", "PATCH"}
+    possible = {
+        400: "{id}" in path or has_body or operation.verb == "GET",
+        401: True,
+        403: "{user_id}" in path,
+        404: "{id}" in path,
+        413: has_body,
+        415: has_body,
+        429: True,
+        500: True,
+        503: True,
+    }
+    documented: dict[int | str, dict[str, Any]] = {
+        status: {"model": Error} for status, is_possible in possible.items() if is_possible
+    }
+    if operation.status == HTTPStatus.CREATED:
+        location = {"required": True, "schema": {"type": "string"}}
+        documented[operation.status] = {"headers": {"Location": location}}
+    return documented
+
+
 def _route(
     prefix: str,
     operation: _Operation,
@@ -254,7 +277,7 @@ def _route(
         methods=[operation.verb],
         status_code=operation.status,
         response_model=operation.answer,
-        responses={"default": {"model": Error, "description": "Any error"}},
+        responses=_responses(prefix + operation.path, operation),
         tags=["tasks"],
         **options,
     )

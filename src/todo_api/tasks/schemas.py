@@ -14,6 +14,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    RootModel,
+    SkipValidation,
     ValidationError,
     WithJsonSchema,
 )
@@ -58,6 +60,12 @@ _TIMESTAMP = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+
+
+def _documented(pattern: re.Pattern[str]) -> str:
+    """Return a pattern for JSON Schema, which has no flags."""
+    either_case = pattern.pattern.replace("T(", "[Tt](").replace("Z|", "[Zz]|")
+    return f"^{either_case}$"
 
 
 def _title(value: object, when_empty: str) -> str:
@@ -142,13 +150,15 @@ def _ignored(value: object) -> object:
     return value
 
 
+_SPACE = r"\t-\r\x1C-\x20\x85\xA0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
+"""What `str.strip` removes, as a class of a regular expression in the dialect of JSON Schema."""
+
 _TITLE_SCHEMA = WithJsonSchema(
     {
         "type": "string",
-        "minLength": 1,
-        "maxLength": TITLE_LENGTH,
-        "pattern": r"^[^\u0000]*[^\s\u0000-\u0020\u0085\uFEFF][^\u0000]*$",
-        "description": "Surrounding white space is trimmed; not blank after that.",
+        "pattern": rf"^[{_SPACE}]*[^\x00{_SPACE}]"
+        rf"([^\x00]{{0,{TITLE_LENGTH - 2}}}[^\x00{_SPACE}])?[{_SPACE}]*$",
+        "description": f"Surrounding white space is trimmed; 1 to {TITLE_LENGTH} characters after.",
         "examples": ["Buy groceries"],
     }
 )
@@ -177,16 +187,43 @@ DueDate = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "string", "format": "date-time"},
-                {"type": "string", "format": "date"},
+                {"type": "string", "format": "date-time", "pattern": _documented(_TIMESTAMP)},
+                {"type": "string", "format": "date", "pattern": _documented(_DATE)},
                 {"type": "null"},
             ],
             "description": "A timestamp with its offset, or a date: midnight UTC.",
         }
     ),
 ]
+_TEXT = {"type": "string", "pattern": r"^[^\x00]*$"}
+_NUMBER = {"type": "number", "minimum": -sys.float_info.max, "maximum": sys.float_info.max}
+
+
+def _without_nul(schema: dict[str, Any]) -> None:
+    """Document the names of members, too."""
+    for each in schema["anyOf"]:
+        if each.get("type") == "object":
+            each["propertyNames"] = _TEXT
+
+
+class Json(
+    RootModel[
+        Annotated[float, WithJsonSchema(_NUMBER)]
+        | Annotated[str, WithJsonSchema(_TEXT)]
+        | bool
+        | list["Json"]
+        | dict[str, "Json"]
+        | None
+    ]
+):
+    """Any value that means the same to every parser."""
+
+    model_config = ConfigDict(json_schema_extra=_without_nul)
+
+
 Ignored = Annotated[
-    Any,
+    Json,
+    SkipValidation,
     BeforeValidator(_ignored),
     Field(default=None, description="Set by the server; ignored here."),
 ]
@@ -198,10 +235,31 @@ def _without_defaults(schema: dict[str, Any]) -> None:
         member.pop("default", None)
 
 
+_IN_AGREEMENT = {
+    "anyOf": [
+        {"properties": {"status": {"const": status}, "completed": {"const": completed}}}
+        for status, completed in (("incomplete", False), ("complete", True))
+    ]
+}
+_SOMETHING_TO_CHANGE = {"anyOf": [{"required": [name]} for name in (*WRITABLE, "completed")]}
+
+
+def _document_task(schema: dict[str, Any]) -> None:
+    """Say what no single member can: which of them go together."""
+    _without_defaults(schema)
+    schema["allOf"] = [_IN_AGREEMENT]
+    schema["examples"] = [{"title": "Pay rent", "priority": "high", "due_date": "2026-12-01"}]
+
+
+def _document_change(schema: dict[str, Any]) -> None:
+    _document_task(schema)
+    schema["allOf"].append(_SOMETHING_TO_CHANGE)
+
+
 class TaskInput(BaseModel):
     """What a body may say of a task."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_without_defaults)
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_document_task)
 
     id: Ignored
     user_id: Ignored
@@ -232,6 +290,8 @@ class NewTask(TaskInput):
 class TaskChange(TaskInput):
     """The body of a PUT: the fields to change."""
 
+    model_config = ConfigDict(json_schema_extra=_document_change)
+
     title: ChangedTitle = ""
 
 
@@ -250,7 +310,10 @@ class TaskQuery(BaseModel):
 
     status: Literal["all", "incomplete", "pending", "complete", "completed"] = "all"
     sort: Literal["created", "updated", "title", "due_date", "priority"] = "created"
-    order: Literal["asc", "desc"] | None = Field(
+    order: Annotated[
+        Literal["asc", "desc"] | None,
+        WithJsonSchema({"type": "string", "enum": ["asc", "desc"]}),
+    ] = Field(
         default=None,
         description="created, updated and priority: desc; title and due_date: asc.",
     )
@@ -273,15 +336,6 @@ class Task(BaseModel):
     due_date: datetime | None
     created_at: datetime
     updated_at: datetime
-
-
-class Error(BaseModel):
-    """An error, whatever its status."""
-
-    error: str
-    fields: dict[str, str] | None = Field(
-        default=None, description="With a 400 about fields: a message for each."
-    )
 
 
 Body = TypeVar("Body", bound=BaseModel)

@@ -1,0 +1,95 @@
+"""How often a user may ask, and how often an address may send tokens that are refused.
+
+A token bucket, kept as one number a key: the time at which the bucket will be full again (the
+generic cell rate algorithm, ITU-T I.371). It holds a quota and fills up within a minute.
+"""
+
+import math
+from collections.abc import Callable
+from ipaddress import IPv6Address, ip_address, ip_network
+from time import monotonic
+
+from starlette.types import Scope
+
+from todo_api.errors import TooManyRequests
+from todo_api.settings import RATE_SECONDS, Settings
+
+MAXIMUM_KEYS = 100_000
+"""More are not remembered; the one that has waited longest is forgotten."""
+
+
+class Buckets:
+    """Buckets of one quota, in the memory of this process."""
+
+    def __init__(self, quota: int, clock: Callable[[], float] = monotonic) -> None:
+        self._step = RATE_SECONDS / quota
+        self._clock = clock
+        self._full_at: dict[str, float] = {}
+
+    def take(self, key: str) -> tuple[int, float]:
+        """Take one: return how many are left, and the seconds to wait if it was not there."""
+        now = self._clock()
+        full_at = max(self._full_at.pop(key, now), now)
+        wait = full_at + self._step - now - RATE_SECONDS
+        if wait <= 0:
+            full_at += self._step
+        self._forget(now)
+        self._full_at[key] = full_at
+        return int((now + RATE_SECONDS - full_at) / self._step), max(wait, 0.0)
+
+    def _forget(self, now: float) -> None:
+        """Drop buckets that are full, from the oldest on, and the oldest if there are too many."""
+        for key in list(self._full_at):
+            if self._full_at[key] > now and len(self._full_at) < MAXIMUM_KEYS:
+                return
+            del self._full_at[key]
+
+
+class RateLimits:
+    """The limits that the settings ask for. What a request has left goes into its scope."""
+
+    def __init__(self, settings: Settings) -> None:
+        quota, failures = settings.rate_limit, settings.rate_limit_failures
+        self._policy = f'"minute";q={quota};w={RATE_SECONDS:.0f}'
+        in_memory = settings.rate_limit_store == "memory"
+        self._is_on = quota > 0
+        self._users = Buckets(quota) if quota and in_memory else None
+        self._addresses = Buckets(failures) if failures else None
+
+    def asked(self, scope: Scope, user: str) -> None:
+        """Count a request of a user. Raises `TooManyRequests`.
+
+        Where PostgreSQL counts (`take_request`, migration 0003) it refuses, and this says the
+        policy alone.
+        """
+        if not self._is_on:
+            return
+        scope["rate_limit"] = self._policy, None
+        if self._users is None:
+            return
+        left, wait = self._users.take(user)
+        scope["rate_limit"] = self._policy, f'"minute";r={left};t={math.ceil(wait)}'
+        if wait > 0:
+            raise TooManyRequests(math.ceil(wait))
+
+    def failed(self, scope: Scope) -> None:
+        """Count a token that was refused. Raises `TooManyRequests` in place of the 401.
+
+        Good tokens from the same address go on to work: others may be behind it.
+        """
+        if self._addresses is None or not scope["client"]:
+            return
+        _, wait = self._addresses.take(_subscriber(scope["client"][0]))
+        if wait > 0:
+            raise TooManyRequests(math.ceil(wait))
+
+
+def _subscriber(address: str) -> str:
+    """Return the address, of IPv6 the /64 that one subscriber has (RFC 6177)."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv6Address):
+        return str(ip_network((parsed, 64), strict=False))
+    return address

@@ -1,0 +1,321 @@
+"""The service against a dictionary: whatever five users do in turn, both say the same."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta, timezone
+from itertools import count
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from support.program import Program, serving
+from support.service import SECRET, token
+
+Task = dict[str, Any]
+runs = count(1)
+
+USERS = ("ada", "tasks", "a/b", "é ü", "%41")
+WRITABLE = ("title", "description", "status", "priority", "due_date")
+MISSING = (404, {"error": "Task not found"})
+
+DEFAULT_ORDER = {
+    "created": "desc",
+    "updated": "desc",
+    "title": "asc",
+    "due_date": "asc",
+    "priority": "desc",
+}
+SORT_KEYS: dict[str, Callable[[Task], Any]] = {
+    "created": lambda task: task["created_at"],
+    "updated": lambda task: task["updated_at"],
+    "title": lambda task: task["title"].lower(),
+    "due_date": lambda task: task["due_date"],
+    "priority": lambda task: (
+        task["priority"] and ("low", "medium", "high").index(task["priority"]) + 1
+    ),
+}
+SPELLINGS = {"pending": "incomplete", "completed": "complete"}
+
+
+def shown(moment: datetime) -> str:
+    """Return a time as every answer shows it, which sorts as text."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def stored(fields: Task) -> Task:
+    """Return what a body says of a task, in the words of an answer."""
+    values = {name: fields[name] for name in WRITABLE if name in fields}
+    if "title" in values:
+        values["title"] = values["title"].strip()
+    if "completed" in fields:
+        values["status"] = "complete" if fields["completed"] else "incomplete"
+    if values.get("due_date"):
+        moment = datetime.fromisoformat(values["due_date"])
+        values["due_date"] = shown(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    if "status" in values:
+        values["completed"] = values["status"] == "complete"
+    return values
+
+
+def arranged(tasks: list[Task], status: str, sort: str, order: str) -> list[Task]:
+    """Filter and sort: none last in both directions, ties by id in the direction."""
+    status = SPELLINGS.get(status, status)
+    key, down = SORT_KEYS[sort], order == "desc"
+    chosen = sorted(
+        (task for task in tasks if status in {"all", task["status"]}),
+        key=lambda task: int(task["id"]),
+        reverse=down,
+    )
+    some = [task for task in chosen if key(task) is not None]
+    none = [task for task in chosen if key(task) is None]
+    return sorted(some, key=key, reverse=down) + none
+
+
+FEW_DATES = ("2026-05-01", "2026-05-01T02:00:00+02:00", "2026-05-01T00:00:00.000001Z")
+MARGIN = timedelta(days=1)
+times = st.datetimes(
+    datetime.min + MARGIN,  # noqa: DTZ901  an offset must not lead out of the years
+    datetime.max - MARGIN,  # noqa: DTZ901
+    timezones=st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes))),
+).map(datetime.isoformat)
+spaces = st.sampled_from(["", " ", "\u2003\n"])
+words = st.sampled_from(["a", "A", "b", "ä", "Ä", "_", "é", "É"]) | st.text(
+    "abABzZäÄéÉ09 _-😀", min_size=1, max_size=255
+).filter(str.strip)
+descriptions = st.none() | st.text(
+    st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20
+)
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "title": st.tuples(spaces, words, spaces).map("".join),
+    "description": descriptions,
+    "status": st.sampled_from(["incomplete", "complete"]),
+    "completed": st.booleans(),
+    "priority": st.sampled_from([None, "low", "medium", "high"]),
+    "due_date": st.none() | st.sampled_from(FEW_DATES) | st.dates().map(date.isoformat) | times,
+}
+ignored = st.sampled_from(
+    [{}, {"id": 1, "user_id": "mallory"}, {"created_at": None, "updated_at": "1999-01-01"}]
+)
+
+
+def agreeing(fields: Task) -> Task:
+    """Let `completed` say what `status` says, where both are there."""
+    if "status" in fields and "completed" in fields:
+        return {**fields, "completed": fields["status"] == "complete"}
+    return fields
+
+
+def bodies(*required: str) -> st.SearchStrategy[Task]:
+    """Return bodies with these fields, any of the others, and what the server ignores."""
+    optional = {name: each for name, each in FIELDS.items() if name not in required}
+    known = st.fixed_dictionaries({name: FIELDS[name] for name in required}, optional=optional)
+    return st.builds(lambda more, fields: {**more, **agreeing(fields)}, ignored, known)
+
+
+families = st.sampled_from(["token", "user"])
+users = st.integers(0, len(USERS) - 1)
+strangers = st.sampled_from([0, 0, 0, 1, 2, 3, 4])
+"""How far from the owner the user stands who asks; mostly it is the owner."""
+
+
+class Tasks(RuleBasedStateMachine):
+    """Every rule does the same to the service and to the dictionary, and compares the answers."""
+
+    made = Bundle[tuple[int, int]]("made")
+    """The owner and the id of every task there has been, deleted ones too."""
+
+    program: Program
+    """The service."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        run = next(runs)
+        self.users = [USERS[0] + str(run), *(f"{name} {run}" for name in USERS[1:])]
+        self.clients = [self.program.client(token(user)) for user in self.users]
+        self.tasks: list[dict[int, Task]] = [{} for _ in self.users]
+
+    def teardown(self) -> None:
+        """At the end every list is what it should be."""
+        for user, client in enumerate(self.clients):
+            self.check_list(user, "token", {})
+            client.close()
+
+    def path(self, user: int, family: str, rest: str = "") -> str:
+        """Return a path of a user's tasks."""
+        scope = f"/{quote(self.users[user], safe='')}" if family == "user" else ""
+        return f"/api{scope}/tasks{rest}"
+
+    def ask(self, user: int, verb: str, path: str, body: object = None) -> httpx2.Response:
+        """Send a request; without a body where that is None."""
+        return self.clients[user].request(verb, path, json=body)
+
+    def check_changed(self, user: int, task_id: int, values: Task, answer: httpx2.Response) -> None:
+        """Change the task in the dictionary, and see that the answer shows it."""
+        known = self.tasks[user].get(task_id)
+        if known is None:
+            assert (answer.status_code, answer.json()) == MISSING
+            return
+        assert answer.status_code == 200, answer.text
+        task = answer.json()
+        if {**known, **values} == known:
+            assert task["updated_at"] == known["updated_at"]
+        else:
+            assert task["updated_at"] > known["updated_at"]
+        self.tasks[user][task_id] = {**known, **values, "updated_at": task["updated_at"]}
+        assert task == self.tasks[user][task_id]
+
+    def check_list(self, user: int, family: str, query: dict[str, str]) -> None:
+        """See that a list holds the right tasks in the right order."""
+        answer = self.clients[user].get(self.path(user, family), params=query)
+        sort = query.get("sort", "created")
+        order = query.get("order", DEFAULT_ORDER[sort])
+        tasks = list(self.tasks[user].values())
+        expected = arranged(tasks, query.get("status", "all"), sort, order)
+        assert (answer.status_code, answer.json()) == (200, expected)
+
+    @rule(target=made, user=users, family=families, body=bodies("title"))
+    def create(self, user: int, family: str, body: Task) -> tuple[int, int]:
+        """POST."""
+        answer = self.ask(user, "POST", self.path(user, family), body)
+        assert answer.status_code == 201, answer.text
+        task = answer.json()
+        set_here = {name: task[name] for name in ("id", "created_at", "updated_at")}
+        expected = {
+            **dict.fromkeys(WRITABLE),
+            "status": "incomplete",
+            "completed": False,
+            "user_id": self.users[user],
+            **stored(body),
+            **set_here,
+        }
+        assert task == expected
+        assert answer.headers["location"] == self.path(user, family, f"/{task['id']}")
+        assert not any(task["id"] in tasks for tasks in self.tasks)
+        self.tasks[user][task["id"]] = task
+        return user, task["id"]
+
+    @rule(target=made, user=users, body=bodies("title", "priority", "due_date"))
+    def create_alike(self, user: int, body: Task) -> Any:
+        """POST, twice the same: there is a tie to break."""
+        return multiple(self.create(user, "token", body), self.create(user, "user", body))
+
+    @rule(task=made, stranger=strangers, family=families)
+    def show(self, task: tuple[int, int], stranger: int, family: str) -> None:
+        """GET one."""
+        user, task_id = (task[0] + stranger) % len(USERS), task[1]
+        answer = self.ask(user, "GET", self.path(user, family, f"/{task_id}"))
+        known = self.tasks[user].get(task_id)
+        expected = MISSING if known is None else (200, known)
+        assert (answer.status_code, answer.json()) == expected
+
+    @rule(
+        user=users,
+        family=families,
+        query=st.fixed_dictionaries(
+            {},
+            optional={
+                "status": st.sampled_from(["all", "incomplete", "complete", *SPELLINGS]),
+                "sort": st.sampled_from([*SORT_KEYS]),
+                "order": st.sampled_from(["asc", "desc"]),
+            },
+        ),
+    )
+    def show_all(self, user: int, family: str, query: dict[str, str]) -> None:
+        """GET all, filtered and sorted."""
+        self.check_list(user, family, query)
+
+    @rule(
+        task=made,
+        stranger=strangers,
+        family=families,
+        body=st.sampled_from([*FIELDS]).flatmap(bodies),
+    )
+    def change(self, task: tuple[int, int], stranger: int, family: str, body: Task) -> None:
+        """PUT some fields."""
+        user, task_id = (task[0] + stranger) % len(USERS), task[1]
+        answer = self.ask(user, "PUT", self.path(user, family, f"/{task_id}"), body)
+        self.check_changed(user, task_id, stored(body), answer)
+
+    @rule(task=made, family=families)
+    def send_back(self, task: tuple[int, int], family: str) -> None:
+        """PUT what came: nothing changes."""
+        user, task_id = task
+        body = self.tasks[user].get(task_id, {"title": "gone"})
+        answer = self.ask(user, "PUT", self.path(user, family, f"/{task_id}"), body)
+        self.check_changed(user, task_id, {}, answer)
+
+    @rule(
+        task=made,
+        stranger=strangers,
+        family=families,
+        body=st.sampled_from([None, {}, {"completed": True}, {"completed": False}]),
+    )
+    def complete(
+        self, task: tuple[int, int], stranger: int, family: str, body: Task | None
+    ) -> None:
+        """PATCH: toggles on the token-scoped path, completes on the other, or does what it says."""
+        user, task_id = (task[0] + stranger) % len(USERS), task[1]
+        path = self.path(user, family, f"/{task_id}/complete")
+        answer = self.ask(user, "PATCH", path, body)
+        was = self.tasks[user].get(task_id, {}).get("completed")
+        completed = body["completed"] if body else family == "user" or not was
+        self.check_changed(user, task_id, stored({"completed": completed}), answer)
+
+    @rule(task=made, stranger=strangers, family=families)
+    def delete(self, task: tuple[int, int], stranger: int, family: str) -> None:
+        """DELETE one; it stays in the bundle, so that later rules ask for it again."""
+        user, task_id = (task[0] + stranger) % len(USERS), task[1]
+        answer = self.ask(user, "DELETE", self.path(user, family, f"/{task_id}"))
+        if self.tasks[user].pop(task_id, None) is None:
+            assert (answer.status_code, answer.json()) == MISSING
+        else:
+            assert (answer.status_code, answer.content) == (204, b"")
+
+    @rule(task=made, other=st.integers(1, len(USERS) - 1), verb=st.sampled_from(["GET", "DELETE"]))
+    def trespass(self, task: tuple[int, int], other: int, verb: str) -> None:
+        """Ask on the owner's path, as somebody else."""
+        owner, task_id = task
+        path = self.path(owner, "user", f"/{task_id}")
+        assert self.ask((owner + other) % len(USERS), verb, path).status_code == 403
+
+
+@pytest.fixture
+def program(tmp_path: Path, database_url: str) -> Iterator[Program]:
+    """The program, on a socket."""
+    settings = {"BETTER_AUTH_SECRET": SECRET, "LOG_LEVEL": "warning"}
+    with serving(tmp_path, DATABASE_URL=database_url, **settings) as running:
+        yield running
+        assert running.stop() == 0
+    assert not (tmp_path / "log").read_text()
+
+
+def test_service_does_what_a_dictionary_does(program: Program) -> None:
+    """Whatever the users do in turn."""
+
+    class TasksThere(Tasks):
+        pass
+
+    TasksThere.program = program
+    run_state_machine_as_test(
+        TasksThere,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=40,
+            phases=[Phase.generate],  # Phase.shrink tells the story shorter, but takes minutes
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
