@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -24,6 +25,9 @@ from todo_api.errors import DatabaseUnreachable, StartupError
 from todo_api.http.logs import configure_logging
 from todo_api.http.protocol import StrictProtocol
 from todo_api.settings import Settings
+
+
+MANY_FILES = 65_536
 
 
 class Server(uvicorn.Server):
@@ -103,6 +107,7 @@ def serve(settings: Settings, database_url: str, listener: socket.socket) -> Non
     if settings.log_key is None:  # the same for every worker
         settings = settings.model_copy(update={"log_key": SecretStr(token_hex())})
     config = configuration(settings, database_url)
+    _allow_many_connections()
     with ExitStack() as stack:
         if settings.metrics_port is not None:
             from todo_api.http import metrics  # noqa: PLC0415  a start without them is faster
@@ -110,6 +115,13 @@ def serve(settings: Settings, database_url: str, listener: socket.socket) -> Non
             where = settings.metrics_host, settings.metrics_port, settings.workers
             stack.enter_context(metrics.served(*where))
         _serve(config, listener)
+
+
+def _allow_many_connections() -> None:
+    """Use as many file descriptors as we may; the usual soft limit of 1,024 is for select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    many = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (many, hard))
 
 
 def _serve(config: uvicorn.Config, listener: socket.socket) -> None:

@@ -154,6 +154,20 @@ def spawned(program: Program) -> list[psutil.Process]:
     ]
 
 
+def test_program_outlives_a_crash_of_its_embedded_database(tmp_path: Path) -> None:
+    with serving(tmp_path) as program, program.client() as client:
+        kept = [client.post("/api/tasks", json={"title": "x"}).json()["id"] for _ in range(3)]
+        pid_file = tmp_path / ".data" / "postgres" / "data" / "postmaster.pid"
+        os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while (answer := client.get("/api/tasks")).status_code != 200:
+            assert answer.status_code in {500, 503}
+            assert time.monotonic() < deadline
+        assert [task["id"] for task in answer.json()] == kept[::-1]
+        assert client.get("/readyz").status_code == 200
+        assert program.stop() == 0
+
+
 def test_workers_and_database_end_when_the_program_is_killed(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2") as program:
         wait_for(lambda: accepts(program))

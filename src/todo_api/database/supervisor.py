@@ -1,4 +1,4 @@
-"""The parent of the embedded PostgreSQL: starts it, watches it, stops it after its last user.
+"""The parent of the embedded PostgreSQL: starts it, again if it crashes, stops it in the end.
 
 A script of its own, run by `todo_api.database.embedded` and by nobody else:
 
@@ -11,7 +11,8 @@ process inherit it, so the lock is held without a gap until this process has end
 It prints one line, `ready` or the reason why not, and closes its output. From then on it waits
 for an exclusive lock on `users.lock`. The kernel grants that when the last process sharing it has
 gone, however it went, kill -9 included. It is kept to the end: who comes meanwhile waits for the
-server to be down, then starts another.
+server to be down, then starts another. Until then a server that ends by itself (killed, out of
+memory) is started again: it recovers what was committed, and the program its connections.
 
 Standard library only: it starts in some 30 ms and drags none of the program along.
 """
@@ -30,10 +31,12 @@ from typing import Any
 
 START_SECONDS = 120
 """How long a start may take: after a crash of the machine it replays up to 1 GB of log."""
+RESTART_SECONDS = 0.2
+"""How long to wait before a start after a crash: what is left of the old server has to go first."""
 STOP_SECONDS = 10
 """How long to wait for each way of stopping before taking the next, harsher one."""
 LOG_BYTES = 1 << 20
-"""A log over this size is emptied at the next start."""
+"""A log over this size is emptied at the next start of the server."""
 
 
 def is_ready(data: Path) -> bool:
@@ -51,7 +54,7 @@ def identity(account: tuple[int, ...] | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the server until its last user has left, it ends by itself, or SIGTERM comes."""
+    """Run the server until its last user has left, or SIGTERM comes."""
     folder, account, copy, *command = sys.argv[1:]
     if os.fork():  # the caller need not reap, nor even know, the process that stays
         os._exit(0)
@@ -59,75 +62,108 @@ def main() -> None:
     if copy:  # systemd-tmpfiles passes over a folder that is locked
         fcntl.flock(os.open(copy, os.O_RDONLY), fcntl.LOCK_EX)
     try:
-        supervise(Path(folder), account, command)
+        Supervisor(Path(folder), account, command).run()
     finally:
         if copy:
             shutil.rmtree(copy, ignore_errors=True)
 
 
-def supervise(folder: Path, account: str, command: list[str]) -> None:
-    """Start the server, report, and stay until it has ended."""
-    log = os.open(folder / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-    if os.fstat(log).st_size > LOG_BYTES:
-        os.ftruncate(log, 0)
-    beginning = os.fstat(log).st_size
-    try:
-        postgres = subprocess.Popen(  # noqa: S603 - our own command
-            command,
-            cwd=folder / "data",  # entered before the account is taken on: see embedded.py
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            **identity(tuple(map(int, account.split(":"))) if account else None),
-        )
-    except OSError as error:
-        report(f"{error.strerror} ({command[0]})", log)
-        return
-    stop_on_signals(postgres)
-    threading.Thread(target=await_last_user, args=(folder / "users.lock",), daemon=True).start()
+class Supervisor:
+    """Keeps one server running."""
 
-    signal.alarm(START_SECONDS)
-    while not (ready := is_ready(folder / "data")) and postgres.poll() is None:
-        time.sleep(0.002)
-    if ready:
-        signal.alarm(0)
-        report("ready", log)
-    postgres.wait()
-    if not ready:
-        said = os.pread(log, LOG_BYTES, beginning).decode(errors="replace")
+    def __init__(self, folder: Path, account: str, command: list[str]) -> None:
+        self._folder = folder
+        self._account = tuple(map(int, account.split(":"))) if account else None
+        self._command = command
+        self._log = self._open_log()
+        self._beginning = 0
+        self._postgres: subprocess.Popen[bytes] | None = None
+        self._ending = False
+        self._harsher = iter((signal.SIGQUIT, signal.SIGKILL))
+
+    def run(self) -> None:
+        """Start the server, report, and keep it running until it is to end."""
+        signal.signal(signal.SIGALRM, self._insist)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._stop)
+        if not self._start():
+            self._report_why_not()
+            return
+        self._report("ready")
+        users = self._folder / "users.lock"
+        threading.Thread(target=await_last_user, args=(users,), daemon=True).start()
+        self._wait()
+        pause = RESTART_SECONDS
+        while not self._ending:
+            time.sleep(pause)
+            pause = RESTART_SECONDS if self._start() else min(2 * pause, STOP_SECONDS)
+            self._wait()
+
+    def _open_log(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        return os.open(self._folder / "log", flags, 0o600)
+
+    def _start(self) -> bool:
+        """Start the server; return whether it became ready."""
+        if os.fstat(self._log).st_size > LOG_BYTES:
+            os.ftruncate(self._log, 0)
+        self._beginning = os.fstat(self._log).st_size
+        data = self._folder / "data"
+        try:
+            self._postgres = subprocess.Popen(  # noqa: S603 - our own command
+                self._command,
+                cwd=data,  # entered before the account is taken on: see embedded.py
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                **identity(self._account),
+            )
+        except OSError as error:
+            os.write(self._log, f"FATAL: {error.strerror} ({self._command[0]})\n".encode())
+            return False
+        signal.alarm(START_SECONDS)
+        while not (ready := is_ready(data)) and self._postgres.poll() is None:
+            time.sleep(0.002)
+        if not self._ending:
+            signal.alarm(0)
+        return ready
+
+    def _wait(self) -> None:
+        if self._postgres is not None:
+            self._postgres.wait()
+
+    def _stop(self, *_: object) -> None:
+        """Make SIGTERM a fast shutdown, with harsher ones to follow where that gets stuck."""
+        self._ending = True
+        self._send(signal.SIGINT)
+
+    def _insist(self, *_: object) -> None:
+        self._send(next(self._harsher, signal.SIGKILL))
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._postgres is not None:
+            self._postgres.send_signal(number)
+        signal.alarm(STOP_SECONDS)
+
+    def _report_why_not(self) -> None:
+        self._wait()
+        said = os.pread(self._log, LOG_BYTES, self._beginning).decode(errors="replace")
         fatal = [line.partition("FATAL:")[2].strip() for line in said.splitlines()]
-        report(next(filter(None, fatal), f"exit status {postgres.returncode}"), log)
+        status = self._postgres.returncode if self._postgres else None
+        self._report(next(filter(None, fatal), f"exit status {status}"))
 
-
-def stop_on_signals(postgres: subprocess.Popen[bytes]) -> None:
-    """Make SIGTERM a fast shutdown, with harsher ones to follow where that gets stuck."""
-    harsher = iter((signal.SIGQUIT, signal.SIGKILL))
-
-    def stop(*_: object) -> None:
-        postgres.send_signal(signal.SIGINT)
-        signal.alarm(STOP_SECONDS)
-
-    def insist(*_: object) -> None:
-        postgres.send_signal(next(harsher, signal.SIGKILL))
-        signal.alarm(STOP_SECONDS)
-
-    signal.signal(signal.SIGALRM, insist)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, stop)
+    def _report(self, line: str) -> None:
+        """Tell the caller, if it still lives, and let go of its pipe."""
+        with suppress(BrokenPipeError):
+            os.write(1, f"{line}\n".encode())
+        os.dup2(self._log, 1)
+        os.dup2(self._log, 2)
 
 
 def await_last_user(users: Path) -> None:
     """Block until no process shares the lock, then have the main thread stop the server."""
     fcntl.flock(os.open(users, os.O_RDWR), fcntl.LOCK_EX)
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-
-
-def report(line: str, log: int) -> None:
-    """Tell the caller, if it still lives, and let go of its pipe."""
-    with suppress(BrokenPipeError):
-        os.write(1, f"{line}\n".encode())
-    os.dup2(log, 1)
-    os.dup2(log, 2)
 
 
 if __name__ == "__main__":

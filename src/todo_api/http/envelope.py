@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,9 +28,9 @@ class Envelope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request."""
-        request_id = _request_id(scope)
+        own_id = request_id(scope["headers"])
         is_head = scope["method"] == "HEAD"
-        scope["request_id"] = request_id.decode()
+        scope["request_id"] = own_id.decode()
         if is_head:  # HEAD is GET without the body (RFC 9110, section 9.3.2)
             scope = {**scope, "method": "GET"}
 
@@ -39,7 +39,7 @@ class Envelope:
                 headers = message["headers"]
                 present = {name for name, _ in headers}
                 headers.extend(each for each in COMMON_HEADERS if each[0] not in present)
-                headers.append((b"x-request-id", request_id))
+                headers.append((b"x-request-id", own_id))
                 if "rate_limit" in scope:
                     headers.extend(_rate_limit(*scope["rate_limit"]))
             elif is_head:
@@ -56,9 +56,9 @@ def _rate_limit(policy: str, left: str | None) -> Iterator[tuple[bytes, bytes]]:
         yield b"ratelimit", left.encode()
 
 
-def _request_id(scope: Scope) -> bytes:
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return the caller's id where it is harmless, else a new one."""
-    sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
-    if len(sent) == 1 and _REQUEST_ID.fullmatch(request_id := sent[0].strip(b" \t")):
-        return bytes(request_id)
+    sent = [value for name, value in headers if name == b"x-request-id"]
+    if len(sent) == 1 and _REQUEST_ID.fullmatch(its_id := sent[0].strip(b" \t")):
+        return bytes(its_id)
     return _PROCESS_ID + b"%016x" % next(_numbers)

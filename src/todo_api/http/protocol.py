@@ -8,7 +8,6 @@ before its body had been read.
 
 import asyncio
 import json
-import secrets
 from collections import deque
 from collections.abc import Sequence
 from itertools import chain
@@ -22,6 +21,8 @@ from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
 )
+
+from todo_api.http.envelope import request_id
 
 HEAD_BYTES = 65_536
 HEAD_FIELDS = 256
@@ -301,7 +302,7 @@ class StrictProtocol(HttpToolsProtocol):
             STATUS_LINE[status]
             + b"content-type: application/json\r\nconnection: close\r\n"
             + f"content-length: {len(body)}\r\n".encode()
-            + f"x-request-id: {secrets.token_hex(16)}\r\n\r\n".encode()
+            + b"x-request-id: %b\r\n\r\n" % request_id(self.headers or [])
             + body
         )
         self._linger()
