@@ -26,7 +26,6 @@ from todo_api.http.logs import configure_logging
 from todo_api.http.protocol import StrictProtocol
 from todo_api.settings import Settings
 
-
 MANY_FILES = 65_536
 
 
@@ -119,9 +118,10 @@ def serve(settings: Settings, database_url: str, listener: socket.socket) -> Non
 
 def _allow_many_connections() -> None:
     """Use as many file descriptors as we may; the usual soft limit of 1,024 is for select(2)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    many = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (many, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < MANY_FILES:
+        many = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (many, hard))
 
 
 def _serve(config: uvicorn.Config, listener: socket.socket) -> None:
