@@ -23,9 +23,8 @@ async def published(
     database_url: str, short_folder: Path, publisher: Publisher
 ) -> AsyncIterator[Service]:
     """The service with published keys alone."""
-    async with running_service(
-        database_url, short_folder, better_auth_url=publisher.url, better_auth_secret=None
-    ) as service:
+    keys = {"better_auth_url": publisher.url, "better_auth_secret": None}
+    async with running_service(database_url, short_folder, **keys, max_in_flight=1000) as service:
         yield service
 
 

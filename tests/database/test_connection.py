@@ -362,7 +362,7 @@ async def test_start_is_refused_where_row_security_was_loosened(
 
 
 async def test_start_is_refused_without_a_schema(empty_database_url: str) -> None:
-    with pytest.raises(StartupError, match="the schema is missing; run `todo-api migrate`"):
+    with pytest.raises(StartupError, match="run `todo-api migrate`"):
         await checked(empty_database_url)
 
 

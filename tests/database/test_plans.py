@@ -301,7 +301,7 @@ def test_hundred_times_the_tasks_cost_a_user_no_more(
     ran = {each: [each.run(statement, FEW, planner) for _ in range(2)] for each in (big, small)}
     assert ran[big][0].rows == ran[small][0].rows
     in_big, in_small = (min(run.pages for run in ran[each]) for each in (big, small))
-    assert in_big <= in_small + 8
+    assert in_big <= in_small + (24 if statement.writes else 8)  # a write also looks for room
 
 
 @pytest.mark.parametrize("planner", PLANNERS)

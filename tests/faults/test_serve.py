@@ -20,7 +20,7 @@ from support.program import Program, command, environment, serving
 from support.service import SECRET, bearer
 from todo_api.database.migrations import ADVISORY_LOCK
 
-KEYS = {"BETTER_AUTH_SECRET": SECRET}
+KEYS = {"BETTER_AUTH_SECRET": SECRET, "LOG_LEVEL": "warning"}
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -36,13 +36,13 @@ def run(folder: Path, *arguments: str, **variables: str) -> subprocess.Completed
 
 
 def test_printed_line_creates_a_task_that_outlives_the_program(tmp_path: Path) -> None:
-    with serving(tmp_path) as program, program.client() as client:
+    with serving(tmp_path, LOG_LEVEL="warning") as program, program.client() as client:
         created = client.post("/api/tasks", json={"title": "Buy groceries"})
         assert created.status_code == 201
         assert program.stop() == 0
     secret = tmp_path / ".data" / "development-secret"
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    with serving(tmp_path) as program, program.client() as client:
+    with serving(tmp_path, LOG_LEVEL="warning") as program, program.client() as client:
         assert client.get("/api/demo/tasks").json() == [created.json()]
         assert program.stop(signal.SIGINT) == 0
     assert (tmp_path / "log").read_text() == ""

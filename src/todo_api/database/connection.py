@@ -109,6 +109,7 @@ class Connection:
         self._deadline: asyncio.TimerHandle | None = None
         self._unanswered = 0
         self._in_batches = False
+        self._is_batching = False
         self._rows: Rows = []
         self._held = 0
         self._error: ServerError | None = None
@@ -156,6 +157,7 @@ class Connection:
         self._error = None
         self._unanswered = len(commands)
         self._in_batches = commands[-1][0].many
+        self._is_batching = False
         try:
             for statement, values in commands:
                 self._send_one(statement, values)
@@ -254,9 +256,10 @@ class Connection:
                 self._error = self._error or self._server_error(result)
 
     def _take_in_batches(self) -> None:
-        """Ask libpq for chunks of rows. It can be told when the command's turn has come."""
+        """Ask libpq for chunks of rows: once, when the command's turn has come."""
         its_turn = self._unanswered == 1 and not self._preparing and self._error is None
-        if self._in_batches and its_turn:
+        if self._in_batches and its_turn and not self._is_batching:
+            self._is_batching = True
             self._pgconn.set_chunked_rows_mode(CHUNK_ROWS)
 
     def _take(self, result: pq.abc.PGresult) -> None:
