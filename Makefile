@@ -38,6 +38,14 @@ bench: .venv/development ## Compare with what people would pick instead (needs N
 		$(UV) pip install -q --python .venv/bench/bin/python --require-hashes -r benchmarks/requirements.lock; }
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
+.PHONY: load
+load: .venv/development ## Offer twice what it can carry, and judge what it does
+	$(BIN)/python -m soak.load $(ARGS)
+
+.PHONY: soak
+soak: .venv/development ## Break everything at random for minutes, then compare with the database
+	$(BIN)/python -m soak.soak $(ARGS)
+
 .PHONY: format
 format: .venv/development ## Format the code
 	$(BIN)/ruff check --fix-only

@@ -1,0 +1,262 @@
+"""`make load`: the program at twice the load that it can carry.
+
+What it can carry is measured first, closed-loop; then twice that rate is offered open-loop; then
+it is measured once more. Generator, program and database share one machine, so what is the limit
+has to be chosen: here PostgreSQL is put twenty milliseconds away, behind a proxy, as it is in
+production, and the ten connections of the pool decide how much can be carried. The machine then
+has CPU to spare for twice that, and what is measured is what the program does with too much work,
+not who wins the fight for two cores. The program has one core to itself, the rest share the others.
+With `--milliseconds 0` the program's own CPU is the limit, and each refusal takes some of it.
+"""
+
+import argparse
+import gc
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import psutil
+import psycopg
+
+from soak.generator import Generator, Tally
+from soak.proxy import at_a_distance
+from soak.verdict import Check, say, verdict
+from soak.workload import messages, seed
+from support.program import serving
+from support.service import SECRET
+from todo_api.database import migrations
+from todo_api.database.embedded import EmbeddedPostgres
+
+CONNECTIONS = 100
+"""How many requests are under way at once, at most, to find out what can be carried."""
+
+OPEN_CONNECTIONS = 2000
+"""How many there may be at twice that."""
+
+FACTOR = 2.0
+GOODPUT = 0.9
+MEMORY = 50e6
+"""What the program may keep in bytes: Python gives back little of what it once had."""
+
+BESIDE_REQUESTS = 100
+"""Transactions that no request asked for: sessions that begin, the start, autovacuum."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the program holds."""
+
+    memory: int
+    descriptors: int
+
+
+@dataclass
+class Bench:
+    """The running program, and what it has answered so far."""
+
+    address: str
+    process: psutil.Process
+    messages: Iterator[bytes]
+    connections: int
+    """How many requests are under way at once where nothing shall be refused."""
+    statuses: Counter[int] = field(default_factory=Counter)
+
+    def run(self, name: str, connections: int, drive: Callable[[Generator], Tally]) -> Tally:
+        """Drive the program and say how it went."""
+        before = sum(self.process.cpu_times()[:2])
+        with Generator(self.address, connections) as generator:
+            tally = drive(generator)
+        cpu = (sum(self.process.cpu_times()[:2]) - before) / tally.seconds
+        self.statuses += tally.statuses
+        say(
+            f"{name:<20} {tally.goodput:7,.0f}/s done {tally.statuses[503]:8,} refused"
+            f"   p50 {tally.percentile(50):5.2f} s   p99 {tally.percentile(99):5.2f} s"
+            f"   CPU {cpu:4.0%}"
+        )
+        return tally
+
+    def closed_loop(self, name: str, seconds: float) -> Tally:
+        """Find out how much can be carried."""
+        return self.run(name, self.connections, lambda it: it.closed_loop(self.messages, seconds))
+
+    def open_loop(self, name: str, rate: float, seconds: float) -> Tally:
+        """Offer a rate."""
+        return self.run(
+            name, OPEN_CONNECTIONS, lambda it: it.open_loop(self.messages, rate, seconds)
+        )
+
+    def state(self) -> State:
+        """Look at the program once the connections to it are gone."""
+        deadline = time.monotonic() + 5
+        while self._is_connected() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return State(self.process.memory_info().rss, self.process.num_fds())
+
+    def _is_connected(self) -> bool:
+        port = urlsplit(self.address).port
+        return any(
+            each.laddr.port == port and each.status != psutil.CONN_LISTEN
+            for each in self.process.net_connections("tcp4")
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that the checks look at."""
+
+    in_flight: int
+    most: Tally
+    over: Tally
+    after: Tally
+    before: State
+    end: State
+    statuses: Counter[int]
+    stored: int
+    transactions: int
+
+    @property
+    def done(self) -> int:
+        """How many requests succeeded, from the first to the last."""
+        return sum(number for status, number in self.statuses.items() if status < 300)  # noqa: PLR2004
+
+
+def main() -> int:
+    """Run, and judge."""
+    parser = argparse.ArgumentParser(prog="make load", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=30, help="at twice the load")
+    parser.add_argument("--milliseconds", type=float, default=20, help="to PostgreSQL and back")
+    parser.add_argument("--max-in-flight", type=int, default=500, help="MAX_IN_FLIGHT")
+    parser.add_argument("--counts-alone", action="store_true", help="judge nothing measured")
+    options = parser.parse_args()
+    outcome = measure(options.seconds, options.milliseconds / 1000, options.max_in_flight)
+    say()
+    return verdict(list(checks(outcome)), measured=not options.counts_alone)
+
+
+def measure(seconds: float, distance: float, in_flight: int) -> Outcome:
+    """Start everything, and drive it."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[1:] or cores)
+    with (
+        TemporaryDirectory(prefix="todo-api-load-") as name,
+        EmbeddedPostgres.start(Path(name) / "postgres", durable=False) as postgres,
+    ):
+        migrations.migrate(postgres.url)
+        seed(postgres.url)
+        transactions = count(postgres.url, TRANSACTIONS)
+        with at_a_distance(postgres.url, distance) as url, started(name, url, in_flight) as bench:
+            bench.process.cpu_affinity(cores[:1])
+            gc.disable()
+            bench.closed_loop("warming up", seconds / 10)
+            before = bench.state()
+            most = bench.closed_loop("as fast as it can", seconds / 3)
+            over = bench.open_loop("twice that", FACTOR * most.goodput, seconds)
+            after = bench.closed_loop("at once afterwards", seconds / 3)
+            end = bench.state()
+        return Outcome(
+            in_flight,
+            most,
+            over,
+            after,
+            before,
+            end,
+            bench.statuses,
+            count(postgres.url, "SELECT count(*) FROM tasks WHERE title LIKE 'new %'"),
+            count(postgres.url, TRANSACTIONS) - transactions,
+        )
+
+
+TRANSACTIONS = """
+SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()
+"""
+
+
+def count(url: str, query: str) -> int:
+    """Ask the database for a number."""
+    with psycopg.connect(url) as sql:
+        row = sql.execute(query).fetchone()
+    return int(row[0]) if row else 0
+
+
+@contextmanager
+def started(folder: str, url: str, in_flight: int) -> Iterator[Bench]:
+    """Run the program, with row security on and everything else as it comes."""
+    variables = {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET}
+    with serving(Path(folder), **variables, MAX_IN_FLIGHT=str(in_flight)) as program:
+        process = psutil.Process(program.process.pid)
+        yield Bench(program.address, process, messages(), min(CONNECTIONS, in_flight // 2))
+        program.stop()
+
+
+def checks(it: Outcome) -> Iterator[Check]:
+    """Compare what was seen with what was promised."""
+    refused, wrong = it.statuses[503], it.most.wrong + it.over.wrong + it.after.wrong
+    yield Check("there is something to refuse", f"{refused:,} refused", refused > 0)
+    yield Check(
+        "everything else is 503 with Retry-After, in the contract's shape",
+        ", ".join(f"{number:,} {what}" for what, number in wrong.items()) or "nothing else",
+        not wrong,
+    )
+    yield Check(
+        "what was acknowledged is stored, and nothing that was refused",
+        f"{it.statuses[201]:,} acknowledged, {it.stored:,} stored",
+        it.statuses[201] == it.stored,
+    )
+    yield Check(
+        "what was refused has not come to the database",
+        f"{it.done:,} done, {it.transactions:,} transactions",
+        it.done <= it.transactions < it.done + BESIDE_REQUESTS,
+    )
+    yield Check(
+        "nothing is refused once the load is gone",
+        f"{it.after.statuses[503]:,} refused",
+        it.after.statuses[503] == 0,
+    )
+    yield Check(
+        "no file stays open",
+        f"{it.before.descriptors} before, {it.end.descriptors} after",
+        it.end.descriptors <= it.before.descriptors,
+    )
+    yield from measured_checks(it)
+
+
+def measured_checks(it: Outcome) -> Iterator[Check]:
+    """Compare what depends on the machine as well."""
+    ratio = it.over.goodput / it.most.goodput
+    yield Check(
+        f"at twice the load at least {GOODPUT:.0%} of the most is done",
+        f"{ratio:.0%}",
+        ratio >= GOODPUT,
+        "measured",
+    )
+    again = it.after.goodput / it.most.goodput
+    yield Check(
+        f"at once afterwards too: {GOODPUT:.0%}", f"{again:.0%}", again >= GOODPUT, "measured"
+    )
+    # Little: so many in flight, at such a rate, have waited so long on average.
+    bound = 2 * it.in_flight / it.most.goodput
+    p99 = it.over.percentile(99)
+    yield Check(
+        f"p99 of what was accepted, below 2 x {it.in_flight} in flight / the rate = {bound:.2f} s",
+        f"{p99:.2f} s",
+        p99 <= bound,
+        "measured",
+    )
+    growth = it.end.memory - it.before.memory
+    yield Check(
+        f"memory grows by less than {MEMORY / 1e6:.0f} MB",
+        f"{it.before.memory / 1e6:.0f} MB before, {it.end.memory / 1e6:.0f} MB after",
+        growth < MEMORY,
+        "measured",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""`make soak`: users at work while everything below them breaks, at random and again and again.
+
+Two workers of the program, on a durable PostgreSQL of their own behind a proxy. Each client keeps
+a ledger of what it was told. In the end every line of it is compared with the database.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sized
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psycopg
+from psycopg.rows import dict_row
+
+from soak.clients import DEADLINE, KEPT, OWN, SHAPE, Client, Connections
+from soak.faults import SESSIONS, Copies, Faults
+from soak.ledger import Fate, Ledger
+from soak.proxy import Proxy
+from soak.verdict import Check, say, verdict
+from soak.watch import Watch
+from support.own_postgres import OwnPostgres
+from support.service import SECRET
+
+USERS = ("ada", "grace", "user/42", "Zoë")
+CLIENTS = 3
+"""Of each user."""
+
+WORKERS, POOL = 2, 4
+VARIABLES = {
+    "BETTER_AUTH_SECRET": SECRET,
+    "WORKERS": str(WORKERS),
+    "POOL_SIZE": str(POOL),
+    "POOL_TIMEOUT": "1",
+    "CONNECT_TIMEOUT": "1",
+    "STATEMENT_TIMEOUT": "1",
+    "LOCK_TIMEOUT": "0.5",
+    "REQUEST_TIMEOUT": "6",
+    "LOG_LEVEL": "warning",
+}
+SECONDS_TO_ANSWER = 7.0
+"""REQUEST_TIMEOUT, and one for a machine that has much to do."""
+
+SECONDS_TO_END = SECONDS_TO_ANSWER + 3
+"""What is in flight may take its time; ending the workers takes a moment of its own."""
+
+SECONDS_TO_RECOVER = 10.0
+SECONDS_OF_CALM = 5.0
+DESCRIPTORS = 100
+"""A worker's own, its pool's, and those of all clients."""
+
+MEMORY = 5e6
+"""Bytes a minute. What a process keeps of its first minutes is not all there yet."""
+
+
+@dataclass
+class Soak:
+    """Everything that takes part."""
+
+    postgres: OwnPostgres
+    url: str
+    copies: Copies
+    faults: Faults
+    ledger: Ledger
+    clients: list[Client]
+    watch: Watch
+    recovered: float = 0.0
+
+    async def run(self, seconds: float) -> None:
+        """Break things for so long, wait for the recovery, and look at the calm after it."""
+        await self.copies.start()
+        stopped = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(self.watch.run())
+            for client in self.clients:
+                tasks.create_task(client.run(stopped.is_set))
+            end = time.monotonic() + seconds
+            await self.faults.run(lambda: time.monotonic() > end)
+            await self._recover()
+            self.ledger.calm = True
+            await asyncio.sleep(min(SECONDS_OF_CALM, seconds / 4))
+            stopped.set()
+            watching.cancel()
+
+    async def _recover(self) -> None:
+        """Wait until every client has had two answers: the first may be to what came before."""
+        began, goals = time.monotonic(), [client.successes + 2 for client in self.clients]
+        while any(
+            client.successes < goal for client, goal in zip(self.clients, goals, strict=True)
+        ):
+            await asyncio.sleep(0.01)
+            if time.monotonic() > began + SECONDS_TO_RECOVER:
+                self.ledger.violated(RECOVERY, f"not after {SECONDS_TO_RECOVER:.0f} s")
+                return
+        self.recovered = time.monotonic() - began
+
+
+RECOVERY = "once nothing breaks any more, everything works again by itself"
+
+
+def main() -> int:
+    """Run, and judge."""
+    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5, help="how long things break")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="repeats the faults")
+    parser.add_argument("--counts-alone", action="store_true", help="judge nothing measured")
+    options = parser.parse_args()
+    say(f"seed {options.seed}, {options.minutes:g} minutes")
+    checks = asyncio.run(soaked(60 * options.minutes, options.seed))
+    return verdict(checks, measured=not options.counts_alone)
+
+
+async def soaked(seconds: float, seed: int) -> list[Check]:
+    """Start everything, let it run, and compare."""
+    ledger, connections = Ledger(), Connections(SECONDS_TO_ANSWER)
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="todo-api-soak-")))
+        postgres = await asyncio.to_thread(OwnPostgres, folder)
+        stack.callback(postgres.stop)
+        url = postgres.at("migrated")
+        proxy = await stack.enter_async_context(Proxy(url))
+        copies = stack.enter_context(
+            closing(Copies(folder, connections, DATABASE_URL=proxy.url, **VARIABLES))
+        )
+        stack.push_async_callback(connections.close)
+        clients = [
+            Client(f"{user} {number}", user, connections, ledger, f"{seed} {user} {number}")
+            for user in USERS
+            for number in range(CLIENTS)
+        ]
+        faults = Faults(postgres, url, proxy, copies, seed)
+        soak = Soak(postgres, url, copies, faults, ledger, clients, Watch(copies.workers))
+        await soak.run(seconds)
+        sessions = len(rows(url, SESSIONS))
+        await copies.stop()
+        tell(soak)
+        return [*compared(soak), *promised(soak), *held(soak, sessions)]
+
+
+def tell(soak: Soak) -> None:
+    """Say what happened."""
+    say("\nbroken:      " + ", ".join(f"{what} {n}x" for what, n in soak.faults.counts.items()))
+    seconds, name = soak.faults.longest
+    say(f"longest:     {name}, {seconds:.1f} s")
+    fates = soak.ledger.fates
+    say("operations:  " + ", ".join(f"{fates[fate]:,} {fate.value}" for fate in Fate))
+    say(f"slowest:     {soak.ledger.slowest:.1f} s")
+    say(f"recovered:   {soak.recovered:.1f} s after the last fault\n")
+
+
+def rows(url: str, query: str) -> list[dict[str, object]]:
+    """Ask the database."""
+    with psycopg.connect(url, row_factory=dict_row) as sql:
+        return sql.execute(query).fetchall()
+
+
+def compared(soak: Soak) -> Iterator[Check]:
+    """Compare every line of the ledger with the database."""
+    ledger = soak.ledger
+    stored = rows(
+        soak.url,
+        "SELECT id, user_id, title, description, status = 'complete' AS completed,"
+        """ to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at"""
+        " FROM tasks",
+    )
+    times = Counter(str(row["title"]) for row in stored)
+    acknowledged = [title for title, fate in ledger.titles.items() if fate is Fate.DONE]
+    lost = [
+        title
+        for title in acknowledged
+        if not times[title] and ledger.tasks[title].deleted is Fate.REFUSED
+    ]
+    yield none_of("every acknowledged task is stored", lost, acknowledged)
+    back = [
+        title for title, task in ledger.tasks.items() if task.deleted is Fate.DONE and times[title]
+    ]
+    yield none_of("no task is there that is known to be deleted", back, ledger.tasks)
+    yield none_of("no task is stored twice", [each for each in times if times[each] > 1], times)
+    never = (Fate.REFUSED, Fate.NOT_SENT)
+    refused = [title for title, fate in ledger.titles.items() if fate in never]
+    yield none_of("nothing is stored that was refused", [t for t in refused if times[t]], refused)
+    alien = [title for title in times if title not in ledger.titles]
+    yield none_of("nothing is stored that nobody asked for", alien, times)
+    wrong = [
+        contradiction
+        for row in stored
+        if (task := ledger.tasks.get(str(row["title"])))
+        if (contradiction := task.contradiction(row))
+    ]
+    yield none_of("the last acknowledged write of each task is what is stored", wrong, stored)
+
+
+def none_of(promise: str, wrong: list[str], among: Sized) -> Check:
+    """Make a check of a list that has to be empty."""
+    examples = f": {'; '.join(wrong[:3])}" if wrong else ""
+    return Check(promise, f"{len(wrong)} of {len(among):,}{examples}", not wrong)
+
+
+def promised(soak: Soak) -> Iterator[Check]:
+    """Judge what the clients saw."""
+    ledger = soak.ledger
+    asked = range(ledger.fates.total())
+    for promise in (KEPT, OWN, SHAPE, DEADLINE):
+        yield none_of(promise, ledger.violations.get(promise, []), asked)
+    yield none_of(RECOVERY, ledger.violations.get(RECOVERY, []), soak.clients)
+    yield Check(
+        "in the calm afterwards everything succeeds",
+        f"{ledger.done_in_calm:,} did, {ledger.failed_in_calm:,} did not",
+        ledger.done_in_calm > 0 and ledger.failed_in_calm == 0,
+    )
+
+
+def held(soak: Soak, sessions: int) -> Iterator[Check]:
+    """Judge what the program itself held, and how it ended."""
+    complaints = soak.copies.complaints()
+    yield Check(
+        "no fault of our own is in the log", "; ".join(complaints) or "none", not complaints
+    )
+    codes = soak.copies.exit_codes
+    yield Check(
+        "every copy ends in order when it is asked to",
+        f"exit codes {dict(Counter(codes))}",
+        not any(codes),
+    )
+    yield Check(
+        f"no copy takes more than {SECONDS_TO_END:.0f} s to end",
+        f"{soak.copies.slowest_end:.1f} s at most",
+        soak.copies.slowest_end < SECONDS_TO_END,
+        "measured",
+    )
+    most = WORKERS * POOL
+    yield Check(f"it holds at most {most} sessions", f"{sessions}", sessions <= most)
+    descriptors = soak.watch.most_descriptors
+    yield Check(
+        f"a worker never has more than {DESCRIPTORS} files open",
+        f"{descriptors} at most",
+        descriptors <= DESCRIPTORS,
+    )
+    if slopes := soak.watch.slopes():
+        yield Check(
+            f"memory grows by less than {MEMORY / 1e6:.0f} MB a minute",
+            f"{max(slopes) / 1e6:.1f} MB at most, of {len(slopes)} workers",
+            max(slopes) < MEMORY,
+            "measured",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
