@@ -40,13 +40,19 @@ class Limits:
         if self.in_flight >= self._maximum:
             await self._refuse_in_turn()
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        loop = asyncio.get_running_loop()
-        deadline = loop.call_later(self._seconds, task.cancel)
+        expired = False
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            task.cancel()
+
+        deadline = asyncio.get_running_loop().call_later(self._seconds, expire)
         self.in_flight += 1
         try:
             await self._app(scope, receive, send)
         except CancelledError:
-            if loop.time() < deadline.when():
+            if not expired or task.uncancel():  # by somebody else, or by him as well
                 raise
             raise RequestTimeout from None
         finally:
