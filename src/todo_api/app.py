@@ -1,5 +1,6 @@
 """The one place where the parts meet."""
 
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from todo_api.http.limits import Limits
 from todo_api.http.observation import Observed, Observer, access_log
 from todo_api.http.pages import add_documents, health_routes
 from todo_api.http.paths import PathTable
+from todo_api.http.tracing import hide_target
 from todo_api.settings import Settings, origin_of
 from todo_api.tasks.owned_tasks import OwnedTasks
 from todo_api.tasks.routes import task_routes
@@ -50,7 +52,11 @@ class Application(FastAPI):
         http = Envelope(Observed(answers, observers) if observers else answers)
 
         async def stack(scope: Scope, receive: Receive, send: Send) -> None:
-            await (http if scope["type"] == "http" else self.router)(scope, receive, send)
+            if scope["type"] == "http":
+                hide_target(scope)
+                await http(scope, receive, send)
+            else:
+                await self.router(scope, receive, send)
 
         return stack
 
@@ -158,5 +164,8 @@ def _lifespan(
 def _levels(app: FastAPI, database: Database, key_set: KeySet | None) -> dict[str, float]:
     """Return what the metrics show of the moment."""
     limits: Limits | None = getattr(app.state, "limits", None)
-    age = {} if key_set is None else {"key_set_age_seconds": key_set.age}
-    return {"requests_in_flight": limits.in_flight if limits else 0, **database.levels(), **age}
+    return {
+        "requests_in_flight": limits.in_flight if limits else 0,
+        "key_set_age_seconds": key_set.age if key_set else math.nan,
+        **database.levels(),
+    }

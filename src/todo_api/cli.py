@@ -56,7 +56,11 @@ def serve(
 
     settings = Settings.load(host=host, port=port, workers=workers)
     configure_logging(settings)
-    with server.listener(settings) as listener, _database(settings) as url:
+    with (
+        server.listener(settings) as listener,
+        server.metrics_served(settings),
+        _database(settings) as url,
+    ):
         if settings.auto_migrate:
             _migrate(url)
         with_keys = development.with_secret(settings)

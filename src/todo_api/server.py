@@ -7,7 +7,8 @@ import resource
 import signal
 import socket
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import parent_process, resource_tracker
 from secrets import token_hex
@@ -24,6 +25,7 @@ from todo_api.database.database import Database
 from todo_api.errors import DatabaseUnreachable, StartupError
 from todo_api.http.logs import configure_logging
 from todo_api.http.protocol import StrictProtocol
+from todo_api.http.tracing import set_defaults
 from todo_api.settings import Settings
 
 MANY_FILES = 65_536
@@ -45,6 +47,9 @@ class Server(uvicorn.Server):
 class Supervisor(Multiprocess):
     """uvicorn's supervisor of several workers."""
 
+    on_end: Callable[[int], None] = staticmethod(lambda _: None)
+    """Is told the process id of a worker that has ended and was replaced."""
+
     def init_processes(self) -> None:
         """Start the workers, deaf to Ctrl-C.
 
@@ -55,6 +60,13 @@ class Supervisor(Multiprocess):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         super().init_processes()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace the workers that have ended."""
+        before = {each.pid for each in self.processes}
+        super().keep_subprocess_alive()
+        for pid in before - {each.pid for each in self.processes}:
+            self.on_end(pid or 0)
 
 
 def configuration(settings: Settings, database_url: str) -> uvicorn.Config:
@@ -101,30 +113,27 @@ async def check(settings: Settings, database_url: str) -> None:
         await database.close()
 
 
+@contextmanager
+def metrics_served(settings: Settings) -> Iterator[None]:
+    """Serve the metrics on their own port, if there is one. Raises `StartupError`."""
+    if settings.metrics_port is None:
+        yield
+        return
+    from todo_api.http import metrics  # noqa: PLC0415  a start without them is faster
+
+    Supervisor.on_end = staticmethod(metrics.forget_levels)
+    with metrics.served(settings.metrics_host, settings.metrics_port, settings.workers):
+        yield
+
+
 def serve(settings: Settings, database_url: str, listener: socket.socket) -> None:
     """Serve until a signal says to stop. What could not start exits with 1."""
     if settings.log_key is None:  # the same for every worker
         settings = settings.model_copy(update={"log_key": SecretStr(token_hex())})
-    config = configuration(settings, database_url)
+    if settings.opentelemetry:
+        set_defaults()
     _allow_many_connections()
-    with ExitStack() as stack:
-        if settings.metrics_port is not None:
-            from todo_api.http import metrics  # noqa: PLC0415  a start without them is faster
-
-            where = settings.metrics_host, settings.metrics_port, settings.workers
-            stack.enter_context(metrics.served(*where))
-        _serve(config, listener)
-
-
-def _allow_many_connections() -> None:
-    """Use as many file descriptors as we may; the usual soft limit of 1,024 is for select(2)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < MANY_FILES:
-        many = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (many, hard))
-
-
-def _serve(config: uvicorn.Config, listener: socket.socket) -> None:
+    config = configuration(settings, database_url)
     if config.workers > 1:
         supervisor = Supervisor(config, sockets=[listener])
         supervisor.run()
@@ -135,6 +144,14 @@ def _serve(config: uvicorn.Config, listener: socket.socket) -> None:
         failed = not server.started
     if failed:
         sys.exit(1)
+
+
+def _allow_many_connections() -> None:
+    """Use as many file descriptors as we may; the usual soft limit of 1,024 is for select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < MANY_FILES:
+        many = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (many, hard))
 
 
 def _application(settings: Settings, database_url: str) -> FastAPI:

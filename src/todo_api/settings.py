@@ -225,13 +225,22 @@ class Settings(BaseSettings):
             raise StartupError(
                 "BETTER_AUTH_URL: set it, or BETTER_AUTH_SECRET, so that tokens can be verified"
             )
-        if self.opentelemetry and find_spec("opentelemetry.sdk") is None:
+        if self.opentelemetry and not _can_export():
             raise StartupError("OPENTELEMETRY: needs `pip install 'todo-api[opentelemetry]'`")
         if self.development and not is_loopback(self.host):
             raise StartupError(
                 "HOST: must be a loopback address in development mode; "
                 "set BETTER_AUTH_URL or BETTER_AUTH_SECRET to serve others"
             )
+
+
+def _can_export() -> bool:
+    """Tell whether the packages of the extra `opentelemetry` are installed."""
+    needed = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+    try:
+        return all(find_spec(name) for name in needed)
+    except ModuleNotFoundError:  # a package above it
+        return False
 
 
 def variables() -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Envelope:
         is_head = scope["method"] == "HEAD"
         scope["request_id"] = own_id.decode()
         if is_head:  # HEAD is GET without the body (RFC 9110, section 9.3.2)
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", "sent": scope}
 
         async def send_enveloped(message: Message) -> None:
             if message["type"] == "http.response.start":

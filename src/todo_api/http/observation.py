@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 log = structlog.get_logger()
 
 NO_ROUTE = "none"
-"""The route of a path that fits none. The path itself is the client's: it may say anything."""
+"""Where no route was served: an unknown path, or another verb. The path itself may say anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,12 @@ class Observed:
         finally:
             seconds = time.perf_counter() - started
             route = scope.get("route")
+            sent = scope.get("sent", scope)  # of HEAD, what the client asked for
             seen = Observation(
                 scope["request_id"],
-                scope["method"],
+                sent["method"],
                 NO_ROUTE if route is None else route.path,
-                status,
+                0 if sent.get("client_left") else status,
                 seconds,
                 scope.get("user"),
                 scope.get("error"),

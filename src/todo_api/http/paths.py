@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterable
 from urllib.parse import unquote
 
-from opentelemetry import trace
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from todo_api.errors import MethodNotAllowed, NotFound
+from todo_api.http.tracing import name_route
 
 
 class _Path:
@@ -51,9 +51,7 @@ class PathTable:
         route = path.routes.get(scope["method"])
         if route is not None:
             scope["route"] = route
-            if telemetry := scope.get("fastapi.telemetry"):  # its router would have said so
-                telemetry.route = route.path
-                trace.get_current_span().update_name(f"{scope['method']} {route.path}")
+            name_route(scope, route.path)
             await route.app(scope, receive, send)
         elif scope["method"] == "OPTIONS":
             answer = Response(status_code=204, headers={"Allow": path.allow})

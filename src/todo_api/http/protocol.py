@@ -69,6 +69,7 @@ class _Exchange(RequestResponseCycle):
         if self.flow.write_paused and not self.disconnected:
             await self._until_read()
         if self.disconnected:
+            self.scope["client_left"] = not self.response_started  # type: ignore[typeddict-unknown-key]
             if message.get("more_body"):
                 raise ConnectionResetError
         elif message["type"] == "http.response.start":

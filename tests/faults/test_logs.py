@@ -1,0 +1,353 @@
+"""The log of the program as a process: a line for each request, and nothing of what it held."""
+
+import json
+import re
+import socket
+import time
+from asyncio import to_thread
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx2
+import psycopg
+import pytest
+
+from support.network import Network
+from support.program import Program, serving
+from support.service import ORIGIN, SECRET, bearer, token
+from todo_api.http.body import MAXIMUM_BYTES
+
+KEYS = {"BETTER_AUTH_SECRET": SECRET, "LOG_FORMAT": "json"}
+FIELDS = {
+    *("request_id", "method", "route", "status", "ms", "user", "error"),
+    *("event", "level", "timestamp"),
+}
+
+ERROR_FIELDS = ("event", "level", "error", "cause", "request_id")
+
+MARK = "zq7mark"
+"""In everything that a client of these tests sends, save in ids of requests that are good."""
+
+FAKE = f'{MARK}"}}\r\n{{"event": "request", "user": "{MARK}"}}\x1b[2J\x1b]0;{MARK}\x07'
+"""The end of a line, a line of the attacker's own, and orders to the terminal."""
+
+TASKS, TASK = "/api/tasks", "/api/tasks/{id}"
+USER_TASKS = "/api/{user_id}/tasks"
+
+
+class Case(NamedTuple):
+    """A request, and what its line has to say."""
+
+    verb: str
+    path: str
+    status: int
+    route: str
+    error: str | None = None
+    signed_in: bool = True
+    headers: Mapping[str, str] = MappingProxyType({})
+    body: bytes = b""
+
+
+JSON = {"Content-Type": "application/json"}
+TYPE = b"Content-Type: application/json\r\n"
+CASES = {
+    "list": Case("GET", "/api/tasks?status=all", 200, TASKS),
+    "create": Case("POST", "/api/tasks", 201, TASKS, headers=JSON, body=b'{"title": "x"}'),
+    "no-token": Case("GET", "/api/tasks", 401, TASKS, "Unauthorized", signed_in=False),
+    "bad-token": Case(
+        *("GET", "/api/tasks", 401, TASKS, "InvalidToken", False),
+        headers={"Authorization": f"Bearer {token('alice', exp=1)}"},
+    ),
+    "forbidden": Case("GET", "/api/bob/tasks", 403, USER_TASKS, "Forbidden"),
+    "no-path": Case("GET", "/api/nothing", 404, "none", "NotFound", signed_in=False),
+    "no-task": Case("GET", "/api/tasks/4711", 404, TASK, "TaskNotFound"),
+    "no-id": Case("GET", "/api/tasks/x", 400, TASK, "BadRequest"),
+    "too-large": Case(
+        *("POST", "/api/tasks", 413, TASKS, "BodyTooLarge"),
+        headers=JSON,
+        body=b" " * (MAXIMUM_BYTES + 1),
+    ),
+    "no-type": Case("POST", "/api/tasks", 415, TASKS, "UnsupportedMediaType", body=b"{}"),
+    "fields": Case("POST", "/api/tasks", 400, TASKS, "InvalidFields", headers=JSON, body=b"{}"),
+    "preflight": Case(
+        *("OPTIONS", "/api/tasks", 204, "none", None, False),
+        headers={"Origin": ORIGIN, "Access-Control-Request-Method": "PUT"},
+    ),
+    "options": Case("OPTIONS", f"/api/{MARK}/tasks", 204, "none", signed_in=False),
+    "wrong-verb": Case(
+        "DELETE", f"/api/{MARK}/tasks", 405, "none", "MethodNotAllowed", signed_in=False
+    ),
+    "head": Case("HEAD", "/api/tasks", 200, TASKS),
+    "health": Case("GET", "/health", 200, "/health", signed_in=False),
+    "docs": Case("GET", "/docs", 200, "/docs", signed_in=False),
+}
+
+
+class Log:
+    """What a program has written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "log"
+
+    @property
+    def text(self) -> str:
+        # As it is: Python would take a carriage return for the end of a line.
+        return self._file.read_bytes().decode()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Every line, all of which must be JSON."""
+        return [json.loads(line) for line in self.text.split("\n") if line]
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == "request"]
+
+    def of(self, request_id: str) -> dict[str, Any]:
+        """The one line about a request, as soon as it is there."""
+        wait_for(lambda: request_id in self.text)
+        found = [event for event in self.events if event["request_id"] == request_id]
+        assert len(found) == 1, found
+        return found[0]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.01)
+
+
+@contextmanager
+def logging(folder: Path, url: str, *arguments: str, **variables: str) -> Iterator[Any]:
+    """Serve, and give the program with its log and a client; end it in order."""
+    given = {**KEYS, "DATABASE_URL": url, **variables}
+    with (
+        serving(folder, *arguments, **given) as program,
+        httpx2.Client(base_url=program.address, timeout=15, trust_env=False) as client,
+    ):
+        yield program, client, Log(folder)
+        client.close()
+        assert program.stop() == 0
+
+
+def signed_in(user: str = "alice", **headers: str) -> dict[str, str]:
+    return {**bearer(user), **headers}
+
+
+def send(client: httpx2.Client, name: str, case: Case) -> int:
+    headers = {**(bearer("alice") if case.signed_in else {}), **case.headers, "X-Request-ID": name}
+    answer = client.request(case.verb, case.path, headers=headers, content=case.body)
+    return answer.status_code
+
+
+def by_hand(program: Program, *parts: bytes) -> bytes:
+    """Send bytes as they are, and return the first that come back."""
+    address = urlsplit(program.address)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(b"".join(parts))
+        return connection.recv(65_536)
+
+
+def test_every_request_is_one_line_with_its_route(tmp_path: Path, database_url: str) -> None:
+    with logging(tmp_path, database_url) as (_, client, log):
+        for name, case in CASES.items():
+            assert send(client, name, case) == case.status, name
+    lines = {line["request_id"]: line for line in log.events}
+    assert len(log.events) == len(CASES)
+    for name, case in CASES.items():
+        line = lines[name]
+        assert set(line) == FIELDS
+        assert (line["event"], line["level"]) == ("request", "info")
+        assert (line["status"], line["route"], line["error"]) == (
+            case.status,
+            case.route,
+            case.error,
+        )
+        assert 0 < line["ms"] < 10_000
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", line["timestamp"])
+        assert (line["user"] is not None) == case.signed_in, name
+    methods = {name: line["method"] for name, line in lines.items()}
+    assert methods == {name: case.verb for name, case in CASES.items()}
+
+
+def leave(program: Program, *parts: bytes, when: Callable[[], object]) -> None:
+    """Send a request, and close the connection when the time has come."""
+    head = f"Host: x\r\nAuthorization: Bearer {token('alice')}\r\n".encode()
+    address = urlsplit(program.address)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(head.join(parts))
+        wait_for(when)
+
+
+def test_client_that_leaves_has_status_0(
+    tmp_path: Path, database_url: str, sql: psycopg.Connection
+) -> None:
+    """In the middle of its body, or while the database is at work."""
+
+    def at_work() -> bool:
+        return sql.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone() is not None
+
+    with logging(tmp_path, database_url) as (program, client, log):
+        client.post(TASKS, headers=signed_in(), json={"title": "x"})
+        body = b'X-Request-ID: body\r\n%bContent-Length: 99\r\n\r\n{"title": ' % TYPE
+        leave(program, b"POST /api/tasks HTTP/1.1\r\n", body, when=lambda: True)
+        with psycopg.connect(database_url) as holder:
+            holder.execute("SELECT FROM tasks FOR UPDATE")
+            verb = b"PATCH /api/tasks/1/complete HTTP/1.1\r\n"
+            leave(program, verb, b"X-Request-ID: answer\r\n\r\n", when=at_work)
+            time.sleep(0.2)  # for the program to hear of it
+        lines = [log.of("body"), log.of("answer")]
+    assert [line["route"] for line in lines] == [TASKS, f"{TASK}/complete"]
+    assert [line["status"] for line in lines] == [0, 0]
+
+
+def attack(program: Program, client: httpx2.Client) -> None:
+    """Send the mark and the fake lines in every place that a client has."""
+    encoded = "".join(f"%{byte:02X}" for byte in FAKE.encode())
+    for user in (MARK, f'{MARK}"}} {{"event": "request"}} \u2028 \u202e', FAKE):
+        for path in (f"/api/{encoded}/tasks", f"/api/{MARK}/tasks", f"/{encoded}", TASKS):
+            client.get(f"{path}?{encoded}={MARK}&status={encoded}", headers=bearer(user))
+    good = bearer(MARK, email=f"{MARK}@example.com")
+    for body in (
+        {"title": FAKE, "description": FAKE},
+        {"title": FAKE * 20, FAKE: FAKE, "status": FAKE, "due_date": FAKE},
+    ):
+        client.post("/api/tasks", headers=good, json=body)
+        client.put("/api/tasks/1", headers=good, json=body)
+    client.post("/api/tasks", headers={**good, **JSON}, content=f'{{"{MARK}": {FAKE}'.encode())
+    client.get(f"/api/tasks/{encoded}", headers=good)
+    client.get(TASKS, headers={"Authorization": f"Bearer {MARK}.{MARK}.{MARK}"})
+    client.get(TASKS, headers={"Authorization": f"Basic {MARK}"})
+    names = ("X-Request-ID", "User-Agent", "Referer", "Cookie", "X-Forwarded-For", "Origin")
+    for name in (*names, "Access-Control-Request-Headers", "Traceparent", "Content-Type", MARK):
+        client.options(TASKS, headers={**good, name: f"{MARK} {encoded}", "Origin": MARK})
+        field = f"{name}: {MARK}\x1b[2J\x85".encode("latin-1")
+        by_hand(program, b"GET /api/tasks HTTP/1.1\r\nHost: x\r\n", field, b"\r\n\r\n")
+        folded = f'{name}: {MARK}\r\n {{"event": "{MARK}"}}\r\n\r\n'.encode()
+        by_hand(program, b"GET /api/tasks HTTP/1.1\r\nHost: x\r\n", folded)
+    for line in (f"GET /{FAKE} HTTP/1.1", f"{MARK} / HTTP/1.1", f"GET {FAKE} HTTP/9"):
+        by_hand(program, line.encode(), b"\r\nHost: x\r\n\r\n")
+    by_hand(program, f"GET /api/tasks HTTP/1.1\r\nHost: {MARK}\x1b[2J\r\n\r\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("log_format", "level"), [("json", "info"), ("console", "info"), ("json", "debug")]
+)
+async def test_nothing_that_is_sent_is_logged(
+    tmp_path: Path, database_url: str, log_format: str, level: str
+) -> None:
+    """Nor is the secret, or the database's address with its password, when the database goes."""
+    variables = {"LOG_FORMAT": log_format, "LOG_LEVEL": level}
+    with ExitStack() as stack:
+        async with Network(database_url) as network:
+            url = network.url.replace("postgres@", "postgres:hunter2@")
+            program, client, log = await to_thread(
+                stack.enter_context, logging(tmp_path, url, **variables)
+            )
+            await to_thread(attack, program, client)
+        gone = await to_thread(
+            client.post, TASKS, headers=signed_in(MARK), json={"title": f"{MARK} {FAKE}"}
+        )
+        assert gone.status_code == 500
+        await to_thread(stack.close)
+    assert log.text.count("Connection refused") == 1
+    for secret in (MARK, "hunter2", SECRET, str(network.port), "eyJ", "example.com", "\x1b", "\r"):
+        assert secret not in log.text, secret
+    assert_lines_are_whole(log, log_format, level)
+
+
+def assert_lines_are_whole(log: Log, log_format: str, level: str) -> None:
+    """Check that every line is one that the program meant to write."""
+    if log_format == "console":
+        for line in log.text.removesuffix("\n").split("\n"):
+            assert re.match(r"\d{4}-\d\d-\d\dT\S+Z \[(info|error) *\] \S", line), line
+    elif level == "info":
+        assert {event["event"] for event in log.events} == {"request", "request failed"}
+    assert all(set(line) == FIELDS for line in (log.requests if log_format == "json" else []))
+
+
+async def test_error_is_logged_once_with_its_cause(
+    tmp_path: Path, database_url: str, sql: psycopg.Connection
+) -> None:
+    """Without lines of requests at this level, and without PostgreSQL's words, which quote."""
+    sql.execute(f"ALTER TABLE tasks ADD CHECK (title NOT LIKE '{MARK}%')")
+    with ExitStack() as stack:
+        async with Network(database_url) as network:
+            _, client, log = await to_thread(
+                stack.enter_context, logging(tmp_path, network.url, LOG_LEVEL="warning")
+            )
+            await to_thread(create, client, "good", "x")
+            await to_thread(create, client, "refused", MARK)
+        await to_thread(create, client, "gone", "x")
+        await to_thread(stack.close)
+    assert [tuple(map(event.get, ERROR_FIELDS)) for event in log.events] == [
+        ("request failed", "error", "InternalError", "SQLSTATE 23514", "refused"),
+        ("request failed", "error", "DatabaseUnreachable", "Connection refused", "gone"),
+    ]
+    assert MARK not in log.text
+
+
+def create(client: httpx2.Client, name: str, title: str) -> None:
+    client.post(TASKS, headers=signed_in(**{"X-Request-ID": name}), json={"title": title})
+
+
+BROKEN = """
+from todo_api.tasks import routes
+
+async def answer(self, request, owner):
+    secret = owner.id
+    raise RuntimeError("a fault of our own")
+
+routes.TaskRoute.answer = answer
+"""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_fault_of_our_own_is_logged_once_without_variables(
+    tmp_path: Path, database_url: str, log_format: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BROKEN)
+    variables = {"LOG_FORMAT": log_format, "PYTHONPATH": str(tmp_path)}
+    with logging(tmp_path, database_url, **variables) as (_, client, log):
+        headers = signed_in(MARK, **{"X-Request-ID": "broken"})
+        answer = client.post(TASKS, headers=headers, json={"title": MARK})
+        assert (answer.status_code, answer.json()) == (500, {"error": "Internal server error"})
+    assert MARK not in log.text
+    assert "eyJ" not in log.text
+    assert log.text.count("unexpected error") == 1
+    assert log.text.count("a fault of our own") == (1 if log_format == "json" else 2)
+    assert log.text.count("broken") == 2  # the error, and the line of the request
+
+
+def hashes(folder: Path, url: str, workers: int = 1, **variables: str) -> set[str]:
+    """Ask every worker as two users, and return the one hash of each user."""
+    with logging(folder, url, "--workers", str(workers), **variables) as (_, client, log):
+
+        def processes() -> set[str]:
+            for user in ("alice", "bob"):
+                client.get(TASKS, headers=signed_in(user, Connection="close"))
+            return {line["request_id"][:16] for line in log.requests}
+
+        wait_for(lambda: len(processes()) == workers)
+    written = [line["user"] for line in log.requests]
+    assert written == written[:2] * (len(written) // 2)
+    assert all(re.fullmatch("[0-9a-f]{16}", each) for each in written)
+    assert len(set(written)) == 2
+    return set(written)
+
+
+def test_user_is_a_hash_under_the_key(tmp_path: Path, database_url: str) -> None:
+    """The same in every worker and after a restart; without a key another one each time."""
+    first = hashes(tmp_path, database_url, LOG_KEY="one")
+    assert hashes(tmp_path, database_url, LOG_KEY="another").isdisjoint(first)
+    assert hashes(tmp_path, database_url, workers=2, LOG_KEY="one") == first
+
+
+def test_without_a_key_the_hash_is_of_one_start(tmp_path: Path, database_url: str) -> None:
+    first = hashes(tmp_path, database_url, workers=2)
+    assert hashes(tmp_path, database_url).isdisjoint(first)
