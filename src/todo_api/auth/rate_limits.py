@@ -14,35 +14,38 @@ from starlette.types import Scope
 from todo_api.errors import TooManyRequests
 from todo_api.settings import RATE_SECONDS, Settings
 
+NANOSECONDS = 1_000_000_000
 MAXIMUM_KEYS = 100_000
 """More are not remembered; the one that has waited longest is forgotten."""
 
 
 class Buckets:
-    """Buckets of one quota, in the memory of this process."""
+    """Buckets of one quota, in the memory of this process. Times are whole nanoseconds: exact."""
 
     def __init__(self, quota: int, clock: Callable[[], float] = monotonic) -> None:
-        self._step = RATE_SECONDS / quota
+        self._step = round(RATE_SECONDS * NANOSECONDS / quota)
+        self._whole = self._step * quota
         self._clock = clock
-        self._full_at: dict[str, float] = {}
+        self._full_at: dict[str, int] = {}
 
     def take(self, key: str) -> tuple[int, float]:
         """Take one: return how many are left, and the seconds to wait if it was not there."""
-        now = self._clock()
+        now = round(self._clock() * NANOSECONDS)
         full_at = max(self._full_at.pop(key, now), now)
-        wait = full_at + self._step - now - RATE_SECONDS
+        wait = full_at + self._step - now - self._whole
         if wait <= 0:
             full_at += self._step
         self._forget(now)
         self._full_at[key] = full_at
-        return int((now + RATE_SECONDS - full_at) / self._step), max(wait, 0.0)
+        return (now + self._whole - full_at) // self._step, max(wait, 0) / NANOSECONDS
 
-    def _forget(self, now: float) -> None:
+    def _forget(self, now: int) -> None:
         """Drop buckets that are full, from the oldest on, and the oldest if there are too many."""
-        for key in list(self._full_at):
-            if self._full_at[key] > now and len(self._full_at) < MAXIMUM_KEYS:
+        while self._full_at:
+            oldest = next(iter(self._full_at))
+            if self._full_at[oldest] > now and len(self._full_at) < MAXIMUM_KEYS:
                 return
-            del self._full_at[key]
+            del self._full_at[oldest]
 
 
 class RateLimits:
@@ -90,6 +93,6 @@ def _subscriber(address: str) -> str:
         parsed = ip_address(address)
     except ValueError:
         return address
-    if isinstance(parsed, IPv6Address):
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is None:
         return str(ip_network((parsed, 64), strict=False))
-    return address
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Self
 
 import psycopg
@@ -76,6 +77,8 @@ class Database:
         self._settings = settings
         self._answer_timeout = settings.statement_timeout + GRACE
         self._preamble = row_security.Preamble(settings)
+        uncounted = settings.model_copy(update={"rate_limit": 0})
+        self._preamble_of_check = row_security.Preamble(uncounted)
         self._slots = asyncio.Semaphore(settings.pool_size)
         self._idle: list[tuple[Connection, float]] = []
         self._open: set[Connection] = set()
@@ -212,9 +215,17 @@ class Database:
         except QueryFailed as failure:
             raise _answer(failure) from failure
 
-    def _commands(self, statement: Statement, values: Mapping[str, object]) -> Sequence[Command]:
+    def _commands(
+        self,
+        statement: Statement,
+        values: Mapping[str, object],
+        preamble: row_security.Preamble | None = None,
+    ) -> Sequence[Command]:
         """Put before a statement what has to precede it in the same transaction."""
-        before = self._preamble.before(statement)
+        before = (preamble or self._preamble).before(statement)
+        if statement.many and self._preamble.counts:
+            # Its transaction holds the user's bucket: it must not wait for a client to read.
+            statement = replace(statement, many=False)
         command = (statement, statement.encode(values))
         return (command,) if before is None else ((before, before.encode(values)), command)
 
@@ -310,7 +321,9 @@ class Database:
         role = self._settings.row_security
         state = row_security.STATE if role else row_security.STATE_OFF
         try:
-            rows, _ = await self._attempt(self._commands(state, {"owner": ""}))
+            rows, _ = await self._attempt(
+                self._commands(state, {"owner": ""}, self._preamble_of_check)
+            )
         except QueryFailed as error:
             raise StartupError(_refusal(error)) from error
         row_security.check(json.loads(rows[0]), role=role)

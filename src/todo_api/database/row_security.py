@@ -33,6 +33,8 @@ class Preamble:
         timeouts_of_many = settings.request_timeout, settings.lock_timeout
         role = settings.row_security
         counted = settings.rate_limit if settings.rate_limit_store == "postgresql" else 0
+        self.counts = counted > 0
+        """Whether PostgreSQL counts requests for the rate limit."""
         self._read = _before_read(*timeouts, role=role, quota=counted)
         self._many = _before_many(*timeouts_of_many, role=role, quota=counted)
         self._write = _before_write(*timeouts, role=role, quota=counted)
@@ -80,6 +82,8 @@ def _before_write(*timeouts: float, role: bool, quota: int) -> Statement:
 
 def _before(name: bytes, *parts: str, parameters: tuple[str, ...] = ("owner",)) -> Statement:
     sql = f"SELECT {', '.join(part for part in parts if part)}"
+    if "take_request" in sql:
+        name += b"_counted"
     used = parameters if "$1" in sql else ()
     return Statement(name, sql.encode(), used, writes=False)
 

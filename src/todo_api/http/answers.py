@@ -3,6 +3,7 @@
 import json
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
 from typing import Protocol
 
 import structlog
@@ -124,7 +125,8 @@ def _as_ours(error: BaseException, request_id: str) -> ApiError:
         log.error("unexpected error", request_id=request_id, exc_info=error)
         return InternalError()
     # Without a cause there is nothing to say that the answer does not.
-    if error.__cause__ is not None or isinstance(error, InternalError):
+    is_ours = error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    if is_ours and (error.__cause__ is not None or isinstance(error, InternalError)):
         name, cause = type(error).__name__, str(error.__cause__ or "")
         log.error("request failed", error=name, cause=cause, request_id=request_id)
     return error

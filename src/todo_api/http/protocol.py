@@ -77,6 +77,13 @@ class _Exchange(RequestResponseCycle):
         else:
             self._write(message.get("body", b""), more_body=message.get("more_body", False))
 
+    async def receive(self) -> Message:  # type: ignore[override]  # the same, untyped
+        """Return what there is of the body; read on only for what is missing of it."""
+        if self.more_body or self.disconnected or self.response_complete:
+            return await super().receive()  # type: ignore[return-value]
+        body, self.body = bytes(self.body), bytearray()
+        return {"type": "http.request", "body": body, "more_body": False}
+
     async def _until_read(self) -> None:
         """Wait for the client to read; cut off one that does not."""
         try:
@@ -89,7 +96,8 @@ class _Exchange(RequestResponseCycle):
     def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Keep the head for what follows. Without a length the body is chunked (RFC 9112, 7.1)."""
         self.response_started = True
-        self.waiting_for_100_continue = False
+        if self.waiting_for_100_continue:  # nobody knows whether the body will come
+            self.waiting_for_100_continue = self.keep_alive = False
         head = [STATUS_LINE[status]]
         self.chunked_encoding = status not in BODILESS
         for name, value in chain(self.default_headers, headers):
@@ -132,6 +140,7 @@ class StrictProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._head_open = True
         self._head_bytes = 0
+        self._framing_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._resuming = False
         self._unanswered: deque[_Exchange] = deque()
@@ -153,11 +162,14 @@ class StrictProtocol(HttpToolsProtocol):
                 return
         if self._head_open:
             self._head_bytes += len(data)
+        self._framing_bytes += len(data)
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
             if self._head_open or not self._unanswered:
                 self._expect_head()
+            else:
+                self._check_framing()
         except httptools.HttpParserUpgrade as upgrade:
             self._resume_without_upgrade(data[upgrade.args[0] :])
         except (httptools.HttpParserError, _Refused):
@@ -176,12 +188,37 @@ class StrictProtocol(HttpToolsProtocol):
         self._unset_head_timer()
         super().connection_lost(exc)
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection on which nothing is asked for."""
+        super().timeout_keep_alive_handler()
+        self._abort_unless_read()
+
+    def _abort_unless_read(self, left_before: int = -1) -> None:
+        """Cut off a client that does not read its last response: closing waits for that."""
+        left = self.transport.get_write_buffer_size()
+        if left == left_before:
+            self.transport.abort()
+        elif left:
+            self.loop.call_later(STALL_SECONDS, self._abort_unless_read, left)
+
     def _expect_head(self) -> None:
         """Wait for the rest of a head, neither for ever nor for any size."""
         if self._head_open and self._head_bytes > HEAD_BYTES:
             self._refuse_head()
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_overdue)
+
+    def _check_framing(self) -> None:
+        """Refuse a body that is all chunks of nothing, or has an endless trailer."""
+        if self._framing_bytes > LINGER_BYTES:
+            raise _Refused
+
+    def _head_is_overdue(self) -> None:
+        self._head_timer = None
+        if self.flow.read_paused:  # the rest may have come, and waits until we read on
+            self._expect_head()
+        else:
+            self.transport.abort()
 
     def _unset_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -191,7 +228,7 @@ class StrictProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         if not self._resuming:
-            self._head_open, self._head_bytes = True, 0
+            self._head_open, self._head_bytes, self._framing_bytes = True, 0, 0
             super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -266,6 +303,11 @@ class StrictProtocol(HttpToolsProtocol):
             on_response=self._answered,
         )
 
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._framing_bytes -= len(body)
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """End the request; the body of one that asks for an upgrade is still to come."""
         if self._resuming or not self.parser.should_upgrade():
@@ -280,7 +322,10 @@ class StrictProtocol(HttpToolsProtocol):
             self._linger()
         elif not exchange.keep_alive:
             self.transport.close()
+            self._abort_unless_read()
         self.on_response_complete()
+        if self.pipeline:  # what was sent ahead is answered before more is read
+            self.flow.pause_reading()
         if exchange.more_body:
             self._unwanted = 0
 

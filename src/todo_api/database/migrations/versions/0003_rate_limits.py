@@ -39,8 +39,13 @@ def upgrade() -> None:
             INSERT INTO rate_limits AS bucket (user_hash, full_at)
             VALUES (sha256(convert_to(owner, 'UTF8')), moment + step)
             ON CONFLICT (user_hash) DO UPDATE
-            SET full_at = greatest(bucket.full_at, moment) + step
-            WHERE greatest(bucket.full_at, moment) + step <= moment + interval '1 minute';
+            -- Fuller than empty it cannot be, unless the clock was ahead.
+            SET full_at = CASE
+                WHEN bucket.full_at > moment + interval '1 minute' THEN moment + step
+                ELSE greatest(bucket.full_at, moment) + step
+            END
+            WHERE bucket.full_at > moment + interval '1 minute'
+            OR greatest(bucket.full_at, moment) + step <= moment + interval '1 minute';
             IF NOT FOUND THEN
                 RAISE EXCEPTION 'too many requests' USING ERRCODE = 'TD429';
             END IF;

@@ -1,0 +1,390 @@
+"""How much is taken on at once, and for how long: what is over it is 503, and nothing leaks."""
+
+import asyncio
+from asyncio import CancelledError
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+import uvicorn
+from starlette.types import Message, Receive, Scope, Send
+from structlog.testing import capture_logs
+
+from support.listening import Listening, listening
+from support.service import ORIGIN, bearer, running_service
+from support.waiting import until
+from support.watching import assert_pool_is_whole, backends, terminate, waiting
+from support.wire import Wire
+from todo_api.errors import Overloaded, RequestTimeout
+from todo_api.http.limits import Limits
+
+FULL = 3
+"""`MAX_IN_FLIGHT` of these tests."""
+
+BUSY = {"error": "Service temporarily unavailable"}
+
+
+@pytest.fixture
+async def wire(database_url: str, short_folder: Path) -> AsyncIterator[Wire]:
+    async with Wire(database_url, short_folder) as wire:
+        yield wire
+
+
+@pytest.fixture
+async def small(wire: Wire) -> AsyncIterator[Listening]:
+    """The service, with a limit of three at once."""
+    limits = {"pool_size": FULL + 1, "max_in_flight": FULL, "lock_timeout": 30}
+    async with listening(wire.url, **limits) as service:
+        yield service
+
+
+@pytest.fixture
+async def hasty(wire: Wire) -> AsyncIterator[Listening]:
+    """The service, with less time for a request than the database has for a statement."""
+    times = {"request_timeout": 0.3, "statement_timeout": 1, "lock_timeout": 30}
+    async with listening(wire.url, pool_size=2, **times) as service:
+        yield service
+
+
+@contextmanager
+def held(sql: psycopg.Connection) -> Iterator[psycopg.Connection]:
+    """Let every change of a task wait until the transaction ends."""
+    with psycopg.connect(sql.info.dsn) as holder:
+        holder.execute("SELECT FROM tasks FOR UPDATE")
+        yield holder
+        holder.rollback()
+
+
+def in_flight(service: Listening) -> int:
+    """Return what the service itself counts."""
+    app: Any = service._running.config.loaded_app
+    counted: int = app.state.limits.in_flight
+    return counted
+
+
+def change(service: Listening, task: Mapping[str, Any]) -> asyncio.Task[httpx2.Response]:
+    path = f"/api/tasks/{task['id']}"
+    return asyncio.create_task(service.request("PUT", path, "alice", json={"title": "y"}))
+
+
+async def connect(service: Listening) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", service.client.base_url.port)
+
+
+def head(line: str, *fields: str, user: str = "alice") -> bytes:
+    signed = [f"{name}: {value}" for name, value in bearer(user).items()]
+    return "\r\n".join([f"{line} HTTP/1.1", "Host: x", *signed, *fields, "", ""]).encode()
+
+
+def assert_is_busy(answer: httpx2.Response) -> None:
+    assert (answer.status_code, answer.json()) == (503, BUSY)
+    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["content-type"] == "application/json"
+    assert "x-request-id" in answer.headers
+    assert "Origin" in answer.headers["vary"]
+
+
+async def test_what_is_over_the_limit_is_refused_before_the_database(
+    small: Listening, wire: Wire, sql: psycopg.Connection
+) -> None:
+    task = await small.create("alice")
+    with held(sql):
+        changes = [change(small, task) for _ in range(FULL)]
+        await until(lambda: waiting(sql) == FULL)
+        wire.reset()
+        refused = await asyncio.gather(
+            *(small.request("GET", "/api/tasks", user) for user in (None, "alice", "bob") * 5)
+        )
+        for answer in refused:
+            assert_is_busy(answer)
+        assert (wire.round_trips, wire.connections) == (0, 0)
+        assert in_flight(small) == FULL
+    assert {answer.status_code for answer in await asyncio.gather(*changes)} == {200}
+    assert in_flight(small) == 0
+    assert (await small.request("GET", "/api/tasks", "alice")).status_code == 200
+
+
+async def test_health_and_documents_are_answered_whatever_there_is_to_do(
+    small: Listening, sql: psycopg.Connection
+) -> None:
+    task = await small.create("alice")
+    preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET"}
+    with held(sql):
+        changes = [change(small, task) for _ in range(FULL)]
+        await until(lambda: waiting(sql) == FULL)
+        for path in ("/health", "/livez", "/readyz", "/docs", "/openapi.json"):
+            assert (await small.request("GET", path)).status_code == 200, path
+        allowed = await small.client.options("/api/tasks", headers=preflight)
+        assert allowed.status_code == 204
+        page = await small.client.get("/api/tasks", headers={"Origin": ORIGIN})
+        assert page.headers["access-control-allow-origin"] == ORIGIN
+        assert "Retry-After" in page.headers["access-control-expose-headers"]
+        assert_is_busy(page)
+    await asyncio.gather(*changes)
+
+
+async def test_no_spelling_of_a_path_gets_around_the_limit(
+    small: Listening, sql: psycopg.Connection
+) -> None:
+    targets = {
+        "/api/tasks": 503,
+        "/api/alice/tasks": 503,
+        "/api/nothing/here": 503,
+        "http://elsewhere/api/tasks": 503,
+        "//api/tasks": 404,
+        "/./api/tasks": 404,
+        "/x/../api/tasks": 404,
+        "/%61pi/tasks": 404,
+        "/api%2Ftasks": 404,
+        "/API/tasks": 404,
+        "/api": 404,
+        "/health/../api/tasks": 404,
+    }
+    task = await small.create("alice")
+    with held(sql):
+        changes = [change(small, task) for _ in range(FULL)]
+        await until(lambda: waiting(sql) == FULL)
+        for target, expected in targets.items():
+            reader, writer = await connect(small)
+            writer.write(head(f"GET {target}", "Connection: close"))
+            answer = await reader.read()
+            writer.close()
+            assert int(answer.split()[1]) == expected, target
+    await asyncio.gather(*changes)
+
+
+async def test_count_comes_back_after_every_answer(
+    database_url: str, short_folder: Path, sql: psycopg.Connection
+) -> None:
+    requests: list[tuple[int, str, str, str | None, dict[str, Any]]] = [
+        (200, "GET", "/api/tasks", "alice", {}),
+        (200, "HEAD", "/api/tasks", "alice", {}),
+        (201, "POST", "/api/tasks", "alice", {"json": {"title": "x"}}),
+        (204, "OPTIONS", "/api/tasks", None, {}),
+        (400, "POST", "/api/tasks", "alice", {"json": {}}),
+        (401, "GET", "/api/tasks", None, {}),
+        (403, "GET", "/api/bob/tasks", "alice", {}),
+        (404, "GET", "/api/tasks/9999", "alice", {}),
+        (404, "GET", "/api/nothing/here", "alice", {}),
+        (405, "PATCH", "/api/tasks", "alice", {}),
+        (413, "POST", "/api/tasks", "alice", {"content": b" " * 131_073}),
+        (415, "POST", "/api/tasks", "alice", {"content": b"{}"}),
+    ]
+    values = {"max_in_flight": 1, "lock_timeout": 0.1}
+    async with running_service(database_url, short_folder, **values) as service:
+        for expected, verb, path, user, options in requests:
+            for _ in range(3):
+                answer = await service.request(verb, path, user, **options)
+                assert answer.status_code == expected, (verb, path)
+        with held(sql):
+            for _ in range(3):
+                answer = await service.request("PUT", "/api/tasks/1", "alice", json={"title": "y"})
+                assert answer.status_code == 503
+        assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
+
+
+async def test_count_comes_back_when_the_database_breaks_off(
+    small: Listening, sql: psycopg.Connection
+) -> None:
+    task = await small.create("alice")
+    with held(sql):
+        changes = [change(small, task) for _ in range(FULL)]
+        await until(lambda: waiting(sql) == FULL)
+        before = backends(sql)
+        terminate(sql)
+        await until(lambda: before.isdisjoint(backends(sql)) and waiting(sql) == FULL)
+        terminate(sql)  # again: the first time was tried once more
+        answers = await asyncio.gather(*changes)
+    assert {answer.status_code for answer in answers} == {500}
+    assert in_flight(small) == 0
+    assert (await small.request("GET", "/api/tasks", "alice")).status_code == 200
+
+
+@pytest.mark.parametrize("waits_for", ["the body", "a lock"])
+async def test_count_comes_back_when_clients_leave(
+    small: Listening, sql: psycopg.Connection, waits_for: str
+) -> None:
+    task = await small.create("alice")
+    body = b'{"title": "y"}'
+    fields = "Content-Type: application/json", f"Content-Length: {len(body)}"
+    request = head(f"PUT /api/tasks/{task['id']}", *fields) + body
+    with held(sql):
+        clients = [(await connect(small))[1] for _ in range(FULL)]
+        for client in clients:
+            client.write(request if waits_for == "a lock" else request[:-1])
+        await until(lambda: in_flight(small) == FULL)
+        if waits_for == "a lock":
+            await until(lambda: waiting(sql) == FULL)
+        for client in clients:
+            client.transport.abort()
+    await until(lambda: in_flight(small) == 0)
+    assert (await small.request("GET", "/api/tasks", "alice")).status_code == 200
+
+
+async def test_requests_behind_one_in_flight_do_not_count(
+    small: Listening, sql: psycopg.Connection
+) -> None:
+    task = await small.create("alice")
+    change_it = head(f"PATCH /api/tasks/{task['id']}/complete")
+    with held(sql):
+        reader, writer = await connect(small)
+        writer.write(change_it * 5 + head("GET /api/tasks", "Connection: close"))
+        await until(lambda: waiting(sql) == 1)
+        assert in_flight(small) == 1
+    answer = await reader.read()
+    writer.close()
+    assert answer.count(b"HTTP/1.1 200 OK") == 6
+
+
+async def test_frozen_database_is_answered_at_the_deadline(
+    hasty: Listening, wire: Wire, sql: psycopg.Connection
+) -> None:
+    """It says nothing, and its own limit is longer. The pool gets over it by itself."""
+    task = await hasty.create("alice")
+    wire.frozen = True
+    with capture_logs() as log:
+        answers = [
+            await hasty.request(verb, path, "alice", json=body)
+            for verb, path, body in (
+                ("GET", "/api/tasks", None),
+                ("PUT", f"/api/tasks/{task['id']}", {"title": "y"}),
+                ("GET", "/api/tasks", None),  # no connection is left: this one waits in the pool
+            )
+        ]
+    for answer in answers:
+        assert_is_busy(answer)
+    assert [each.get("error") for each in log] == ["RequestTimeout"] * 3
+    assert in_flight(hasty) == 0
+    wire.frozen = False
+    await until(lambda: wire_is_free(hasty))
+    await assert_pool_is_whole(hasty, sql, 2)
+
+
+def wire_is_free(service: Listening) -> bool:
+    """Tell whether no connection waits for an answer that has been swallowed."""
+    app: Any = service._running.config.loaded_app
+    (make,) = {route._open_tasks for route in app.router.routes if hasattr(route, "_open_tasks")}
+    levels: dict[str, float] = make.keywords["database"].levels()
+    return levels["pool_busy"] == 0
+
+
+async def test_body_that_stalls_is_answered_at_the_deadline(
+    hasty: Listening, sql: psycopg.Connection
+) -> None:
+    fields = "Content-Type: application/json", "Content-Length: 14"
+    reader, writer = await connect(hasty)
+    with capture_logs() as log:
+        writer.write(head("POST /api/tasks", *fields) + b'{"title"')
+        answer = await reader.readuntil(b"\r\n\r\n")
+        body = await reader.readexactly(len(b'{"error": "Service temporarily unavailable"}'))
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nretry-after: 1\r\n" in answer
+    assert body == b'{"error": "Service temporarily unavailable"}'
+    assert [each.get("error") for each in log] == ["RequestTimeout"]
+    assert in_flight(hasty) == 0
+    writer.write(b': "x"}' + head("GET /api/tasks", "Connection: close"))
+    assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (0,)
+
+
+async def test_deadline_leaves_a_wait_for_a_lock_alone_with_its_connection(
+    hasty: Listening, sql: psycopg.Connection
+) -> None:
+    """The connection comes back when the database is done with it, and not before."""
+    task = await hasty.create("alice")
+    with held(sql):
+        for answer in await asyncio.gather(*(change(hasty, task) for _ in range(2))):
+            assert_is_busy(answer)
+        assert in_flight(hasty) == 0
+    await assert_pool_is_whole_in_time(hasty, sql)
+
+
+async def assert_pool_is_whole_in_time(service: Listening, sql: psycopg.Connection) -> None:
+    """Check both connections with reads: `assert_pool_is_whole` needs longer than the deadline."""
+    await until(lambda: wire_is_free(service))
+    for _ in range(3):
+        answers = await asyncio.gather(
+            *(service.request("GET", "/api/tasks", "alice") for _ in range(10))
+        )
+        assert {answer.status_code for answer in answers} == {200}
+    assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
+
+
+async def test_end_of_the_program_is_not_taken_for_a_deadline(
+    database_url: str, sql: psycopg.Connection
+) -> None:
+    times = {"request_timeout": 30, "lock_timeout": 30, "statement_timeout": 30}
+    async with listening(database_url, shutdown_timeout=1, **times) as service:
+        task = await service.create("alice")
+        with held(sql), capture_logs() as log:
+            waits = change(service, task)
+            await until(lambda: waiting(sql) == 1)
+            await service.stop()
+            assert_is_busy(await waits)
+        assert [each["error"] for each in log if each["event"] == "request"] == ["ShuttingDown"]
+        assert in_flight(service) == 0
+
+
+async def nothing(_: Any = None) -> Any:
+    raise AssertionError("not called")
+
+
+def limits(handler: Callable[[], Awaitable[None]], seconds: float, maximum: int = 1) -> Limits:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive, send
+        await handler()
+
+    return Limits(app, in_flight=maximum, seconds=seconds)
+
+
+async def ask(limited: Limits) -> None:
+    async def receive() -> Message:
+        raise AssertionError("not called")
+
+    async with asyncio.timeout(10):
+        await limited({"raw_path": b"/api/tasks"}, receive, nothing)
+
+
+async def test_cancellation_before_the_deadline_is_passed_on() -> None:
+    limited = limits(asyncio.Event().wait, 30)  # type: ignore[arg-type]
+    task = asyncio.create_task(ask(limited))
+    await until(lambda: limited.in_flight == 1)
+    with pytest.raises(Overloaded):
+        await ask(limited)
+    assert limited.in_flight == 1
+    task.cancel()
+    with pytest.raises(CancelledError):
+        await task
+    assert limited.in_flight == 0
+
+
+async def test_deadline_leaves_no_cancellation_behind() -> None:
+    limited = limits(asyncio.Event().wait, 0.01)  # type: ignore[arg-type]
+    with pytest.raises(RequestTimeout):
+        await ask(limited)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+def test_deadline_is_known_on_the_loop_that_serves() -> None:
+    """uvloop rounds its clock and a timer's moment differently."""
+
+    async def count_timeouts() -> int:
+        limited = limits(asyncio.Event().wait, 0.007, maximum=1000)  # type: ignore[arg-type]
+        outcomes = []
+        for _ in range(20):
+            outcomes += await asyncio.gather(
+                *(ask(limited) for _ in range(5)), return_exceptions=True
+            )
+            await asyncio.sleep(0.001)
+        return sum(isinstance(outcome, RequestTimeout) for outcome in outcomes)
+
+    factory = uvicorn.Config("unused").get_loop_factory()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        assert runner.run(count_timeouts()) == 100

@@ -1,0 +1,413 @@
+"""Clients that take their time, by the hundred: they are cut off, and the others notice nothing.
+
+The real server in this process, with its limits of time made short.
+"""
+
+import asyncio
+import resource
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import psycopg
+import pytest
+
+from support.listening import Listening, listening
+from support.program import Program, command, environment
+from support.service import SECRET, token
+from support.waiting import until
+from support.watching import assert_pool_is_whole
+from todo_api import server
+from todo_api.http import protocol
+from todo_api.settings import Settings
+
+SECONDS = 0.5
+"""What a slow client is given, in place of ten."""
+
+SIGNED = f"Authorization: Bearer {token('alice')}\r\n"
+LIST = f"GET /api/tasks HTTP/1.1\r\nHost: x\r\n{SIGNED}\r\n".encode()
+POST = f"POST /api/tasks HTTP/1.1\r\nHost: x\r\n{SIGNED}Content-Type: application/json\r\n".encode()
+BODY = b'{"title": "buy groceries"}'
+
+
+@pytest.fixture
+async def service(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Listening]:
+    """The service with short limits, and sockets that hold little of what is not read."""
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", SECONDS)
+    monkeypatch.setattr(protocol, "STALL_SECONDS", SECONDS)
+    listener, configuration = server.listener, server.configuration
+
+    def with_small_buffers(settings: Settings) -> socket.socket:
+        made = listener(settings)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return made
+
+    def with_short_limits(settings: Settings, url: str) -> Any:
+        made = configuration(settings, url)
+        made.timeout_keep_alive = 1
+        return made
+
+    monkeypatch.setattr(server, "listener", with_small_buffers)
+    monkeypatch.setattr(server, "configuration", with_short_limits)
+    values = {"pool_size": 4, "pool_timeout": 5, "log_level": "warning"}
+    async with listening(database_url, request_timeout=2 * SECONDS, **values) as running:
+        await running.client.aclose()
+        running.client = httpx2.AsyncClient(  # which keeps no connection that the server may close
+            base_url=running.client.base_url,
+            timeout=15,
+            trust_env=False,
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+        )
+        yield running
+
+
+Connect = Callable[[int], Awaitable[list[socket.socket]]]
+
+
+@pytest.fixture
+def connect(service: Listening) -> Iterator[Connect]:
+    """A function that opens connections which hold little of what they do not read."""
+    clients: list[socket.socket] = []
+
+    async def connect(number: int) -> list[socket.socket]:
+        loop = asyncio.get_running_loop()
+        for _ in range(number):
+            clients.append(client := socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", service.client.base_url.port))
+        await until(lambda: len(connections(service)) >= number)
+        return clients[-number:]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+def connections(service: Listening) -> set[Any]:
+    """Return the server's connections."""
+    return service._running.server_state.connections
+
+
+async def trickle(clients: list[socket.socket], data: bytes) -> None:
+    """Send a byte at a time on every connection, until the server has closed them all."""
+    open_clients = set(clients)
+    for position in range(1_000_000):
+        if not open_clients:
+            return
+        byte = data[position % len(data)].to_bytes()
+        for client in list(open_clients):
+            with suppress(BlockingIOError):
+                if is_closed(client, byte):
+                    open_clients.discard(client)
+        await asyncio.sleep(0.02)
+
+
+def is_closed(client: socket.socket, byte: bytes) -> bool:
+    """Send a byte, and tell whether the server has closed the connection."""
+    try:
+        client.send(byte)
+        return client.recv(65_536) == b""
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+
+
+async def assert_good_traffic_goes_on(service: Listening, rounds: int = 3) -> None:
+    """Check that every one of many requests, reads and writes, is answered as always."""
+    for _ in range(rounds):
+        answers = await asyncio.gather(
+            *(service.request("GET", "/api/tasks", "bob") for _ in range(20)),
+            *(service.request("POST", "/api/tasks", "bob", json={"title": "x"}) for _ in range(5)),
+            *(service.request("GET", "/livez") for _ in range(5)),
+        )
+        assert [answer.status_code for answer in answers] == [200] * 20 + [201] * 5 + [200] * 5
+
+
+async def assert_cut_off(service: Listening) -> None:
+    """Check that the server closes every connection in time."""
+    started = time.monotonic()
+    await until(lambda: not connections(service))
+    assert time.monotonic() - started < 8
+
+
+async def test_heads_that_come_a_byte_at_a_time(
+    service: Listening, connect: Connect, sql: psycopg.Connection
+) -> None:
+    clients = await connect(300)
+    slow = asyncio.create_task(trickle(clients, b"GET /api/tasks HTTP/1.1\r\nHost: " + b"x" * 900))
+    await assert_good_traffic_goes_on(service)
+    async with asyncio.timeout(10):
+        await slow
+    await assert_cut_off(service)
+    await assert_pool_is_whole(service, sql, 4)
+
+
+async def test_thousands_of_connections_without_a_request(
+    service: Listening, connect: Connect
+) -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    service._running.config.timeout_keep_alive = 2
+    await connect(min(2000, (soft - 300) // 2))
+    await assert_good_traffic_goes_on(service)
+    await assert_cut_off(service)
+
+
+async def test_connections_that_are_kept_and_not_used(service: Listening, connect: Connect) -> None:
+    clients = await connect(200)
+    loop = asyncio.get_running_loop()
+    for client in clients:
+        await loop.sock_sendall(client, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await loop.sock_recv(client, 65_536)).startswith(b"HTTP/1.1 200 ")
+    await assert_cut_off(service)
+
+
+async def test_blank_lines_keep_no_connection(service: Listening, connect: Connect) -> None:
+    clients = await connect(50)
+    async with asyncio.timeout(10):
+        await trickle(clients, b"\r\n")
+    await assert_cut_off(service)
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [b"Content-Length: 5000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n1000\r\n"],
+    ids=["length", "chunked"],
+)
+async def test_bodies_that_come_a_byte_at_a_time(
+    service: Listening, connect: Connect, sql: psycopg.Connection, framing: bytes
+) -> None:
+    clients = await connect(200)
+    loop = asyncio.get_running_loop()
+    for client in clients:
+        await loop.sock_sendall(client, POST + framing)
+    slow = asyncio.create_task(trickle(clients, BODY))
+    await assert_good_traffic_goes_on(service)
+    async with asyncio.timeout(15):
+        await slow
+    await assert_cut_off(service)
+    await assert_pool_is_whole(service, sql, 4)
+    stored = sql.execute("SELECT count(*) FROM tasks WHERE user_id = 'alice'").fetchone()
+    assert stored == (0,)
+
+
+async def test_refused_bodies_that_come_a_byte_at_a_time(
+    service: Listening, connect: Connect
+) -> None:
+    """The answer is 401, and the connection is not kept for the rest."""
+    head = POST.replace(SIGNED.encode(), b"") + b"Content-Length: 5000\r\n\r\n"
+    clients = await connect(50)
+    loop = asyncio.get_running_loop()
+    for client in clients:
+        await loop.sock_sendall(client, head)
+        assert (await loop.sock_recv(client, 65_536)).startswith(b"HTTP/1.1 401 ")
+    async with asyncio.timeout(15):
+        await trickle(clients, BODY)
+    await assert_cut_off(service)
+
+
+def fill(sql: psycopg.Connection, tasks: int) -> None:
+    """Give alice so many tasks of four thousand bytes."""
+    sql.execute("INSERT INTO users (id) VALUES ('alice')")
+    sql.execute(
+        "INSERT INTO tasks (user_id, title, description)"
+        " SELECT 'alice', 'x', repeat('y', 4000) FROM generate_series(1, %s)",
+        [tasks],
+    )
+
+
+@pytest.mark.parametrize(
+    ("tasks", "fields", "requests"),
+    [(40, b"", 1), (40, b"Connection: close\r\n", 5), (3000, b"", 5)],
+)
+async def test_lists_that_nobody_reads(
+    service: Listening,
+    connect: Connect,
+    sql: psycopg.Connection,
+    tasks: int,
+    fields: bytes,
+    requests: int,
+) -> None:
+    fill(sql, tasks)
+    clients = await connect(20)
+    loop = asyncio.get_running_loop()
+    for client in clients:
+        await loop.sock_sendall(client, LIST * (requests - 1))
+        await loop.sock_sendall(client, LIST[:-2] + fields + b"\r\n")
+    await assert_good_traffic_goes_on(service)
+    await assert_cut_off(service)
+    await assert_pool_is_whole(service, sql, 4)
+
+
+async def test_documents_that_nobody_reads(service: Listening, connect: Connect) -> None:
+    """They are under no deadline of a request."""
+    loop = asyncio.get_running_loop()
+    for client in await connect(20):
+        await loop.sock_sendall(client, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+    await assert_good_traffic_goes_on(service)
+    await assert_cut_off(service)
+
+
+async def test_list_that_is_read_a_little_at_a_time(
+    service: Listening, connect: Connect, sql: psycopg.Connection
+) -> None:
+    """Always something, but never done: the deadline of the request ends it."""
+    fill(sql, 3000)
+    (client,) = await connect(1)
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(client, LIST)
+    started, answer = time.monotonic(), b""
+    with suppress(ConnectionResetError):
+        while data := await loop.sock_recv(client, 1024):
+            answer += data
+            await asyncio.sleep(0.01)
+    assert time.monotonic() - started < 8
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert not answer.endswith(b"0\r\n\r\n")
+    await assert_cut_off(service)
+    await assert_pool_is_whole(service, sql, 4)
+
+
+async def test_requests_sent_ahead_are_not_stored_without_limit(
+    service: Listening, connect: Connect
+) -> None:
+    """What has not been read costs the client's memory; what has been parsed costs ours."""
+    most = 0
+
+    def look() -> None:
+        nonlocal most
+        most = max([most, *(len(each._unanswered) for each in list(connections(service)))])
+
+    (client,) = await connect(1)
+    watch = asyncio.create_task(every(0.005, look))
+    loop = asyncio.get_running_loop()
+    reading = asyncio.create_task(read_to_the_end(client))
+    with suppress(ConnectionError):
+        await loop.sock_sendall(client, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 30_000)
+    await assert_good_traffic_goes_on(service, 1)
+    watch.cancel()
+    reading.cancel()
+    assert 0 < most <= 10_000, f"{most} requests were parsed ahead of their turn"
+    await assert_good_traffic_goes_on(service, 1)
+    reading.cancel()
+
+
+async def every(seconds: float, do: Callable[[], None]) -> None:
+    while True:
+        do()
+        await asyncio.sleep(seconds)
+
+
+async def read_to_the_end(client: socket.socket) -> bytes:
+    """Read what comes until the server closes the connection."""
+    answer = b""
+    with suppress(ConnectionResetError):
+        while data := await asyncio.get_running_loop().sock_recv(client, 65_536):
+            answer += data
+    return answer
+
+
+@pytest.mark.parametrize("end", [b"0\r\nA: ", b"0\r\n"], ids=["one", "many"])
+async def test_endless_trailer_is_not_read_on_and_on(
+    service: Listening, connect: Connect, end: bytes
+) -> None:
+    trailer = b"x" * 65_536 if end.endswith(b" ") else b"A: b\r\n" * 10_000
+    (client,) = await connect(1)
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(client, POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n" + end)
+    sent = 0
+    with suppress(ConnectionError):
+        while sent < 30_000_000:
+            await loop.sock_sendall(client, trailer)
+            sent += len(trailer)
+    assert sent < 30_000_000
+    await assert_good_traffic_goes_on(service, 1)
+
+
+async def test_body_that_was_not_asked_for_is_not_taken_for_a_request(connect: Connect) -> None:
+    """After a refusal in place of `100 Continue` nobody knows whether the body will come."""
+    head = b"POST /api/tasks HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 14\r\n"
+    (client,) = await connect(1)
+    await asyncio.get_running_loop().sock_sendall(client, head + b"\r\n")
+    answer = await read_to_the_end(client)
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+async def test_rest_of_a_head_may_come_late_where_it_is_not_read(
+    service: Listening, connect: Connect, sql: psycopg.Connection
+) -> None:
+    """A head behind a request in flight waits for it, and its time has not begun."""
+    task = await service.create("alice")
+    change = LIST.replace(b"GET /api/tasks", b"PATCH /api/tasks/%d/complete" % task["id"])
+    (client,) = await connect(1)
+    with psycopg.connect(sql.info.dsn) as holder:
+        holder.execute("SELECT FROM tasks FOR UPDATE")
+        last = LIST[:-2] + b"Connection: close\r\n\r\n"
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, change + LIST + last[:20])
+        await asyncio.sleep(1.2 * SECONDS)  # longer than a head may take, less than a request
+        holder.rollback()
+    await loop.sock_sendall(client, last[20:])
+    answer = await read_to_the_end(client)
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+
+
+def test_program_with_few_descriptors_sheds_and_lives(tmp_path: Path, database_url: str) -> None:
+    """More clients than it may have open files: some wait or are cut off; then all is well."""
+    variables = {"DATABASE_URL": database_url, "BETTER_AUTH_SECRET": SECRET, "POOL_SIZE": "4"}
+    with (tmp_path / "log").open("w") as log, ExitStack() as stack:
+        process = subprocess.Popen(
+            ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh", *command("serve", "--port", "0")],
+            cwd=tmp_path,
+            env=environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        program = Program(process)
+        with program.client(token("alice")) as client:
+            assert client.post("/api/tasks", json={"title": "x"}).status_code == 201
+        overrun(program)
+        with program.client(token("alice")) as client:
+            until_answered(client)
+            assert client.post("/api/tasks", json={"title": "x"}).status_code == 201
+            assert len(client.get("/api/tasks").json()) == 2
+        assert psutil.Process(process.pid).num_fds() < 40
+        assert program.stop() == 0
+        assert process.stdout is not None
+        process.stdout.close()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def overrun(program: Program) -> None:
+    """Open more connections than the program can, with requests on them."""
+    host, _, port = program.address.removeprefix("http://").partition(":")
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+            for _ in range(150)
+        ]
+        for client in clients:
+            with suppress(OSError):
+                client.sendall(LIST)
+        # Some 500: the database cannot be reached without a descriptor either.
+        answers = [client.recv(12) for client in clients[:30]]
+        assert {b"HTTP/1.1 200"} <= set(answers) <= {b"HTTP/1.1 200", b"HTTP/1.1 500", b""}
+
+
+def until_answered(client: httpx2.Client) -> None:
+    """Ask until there is an answer: the program needs a moment to see who has left."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        with suppress(httpx2.TransportError):
+            if client.get("/livez").status_code == 200:
+                return
+    pytest.fail("no answer any more")
