@@ -41,6 +41,7 @@ async def service(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     """The service with short limits, and sockets that hold little of what is not read."""
     monkeypatch.setattr(protocol, "HEAD_SECONDS", SECONDS)
     monkeypatch.setattr(protocol, "STALL_SECONDS", SECONDS)
+    monkeypatch.setattr(protocol, "LINGER_SECONDS", SECONDS)
     listener, configuration = server.listener, server.configuration
 
     def with_small_buffers(settings: Settings) -> socket.socket:
@@ -242,6 +243,26 @@ async def test_lists_that_nobody_reads(
     await assert_good_traffic_goes_on(service)
     await assert_cut_off(service)
     await assert_pool_is_whole(service, sql, 4)
+
+
+async def test_unread_list_is_not_kept_by_what_cannot_be_parsed(
+    service: Listening, connect: Connect, sql: psycopg.Connection
+) -> None:
+    fill(sql, 40)
+    loop = asyncio.get_running_loop()
+    clients = await connect(20)
+    for client in clients:
+        await loop.sock_sendall(client, LIST)
+    await until(lambda: sum(unsent(each) > 0 for each in connections(service)) == len(clients))
+    for client in clients:
+        await loop.sock_sendall(client, b"GARBAGE\r\n\r\n")
+    await assert_cut_off(service)
+
+
+def unsent(connection: Any) -> int:
+    """Return how much the server holds for a client that has not read it."""
+    held: int = connection.transport.get_write_buffer_size()
+    return held
 
 
 async def test_documents_that_nobody_reads(service: Listening, connect: Connect) -> None:

@@ -56,6 +56,7 @@ class RateLimits:
         self._policy = f'"minute";q={quota};w={RATE_SECONDS:.0f}'
         in_memory = settings.rate_limit_store == "memory"
         self._is_on = quota > 0
+        self._step = RATE_SECONDS / max(quota, 1)
         self._users = Buckets(quota) if quota and in_memory else None
         self._addresses = Buckets(failures) if failures else None
 
@@ -71,7 +72,8 @@ class RateLimits:
         if self._users is None:
             return
         left, wait = self._users.take(user)
-        scope["rate_limit"] = self._policy, f'"minute";r={left};t={math.ceil(wait)}'
+        until_next = wait or (0 if left else self._step)
+        scope["rate_limit"] = self._policy, f'"minute";r={left};t={math.ceil(until_next)}'
         if wait > 0:
             raise TooManyRequests(math.ceil(wait))
 

@@ -104,11 +104,14 @@ class Supervisor:
         return os.open(self._folder / "log", flags, 0o600)
 
     def _start(self) -> bool:
-        """Start the server; return whether it became ready."""
+        """Start the server, unless it is to end; return whether it became ready."""
+        if self._ending:
+            return False
         if os.fstat(self._log).st_size > LOG_BYTES:
             os.ftruncate(self._log, 0)
         self._beginning = os.fstat(self._log).st_size
         data = self._folder / "data"
+        signal.alarm(START_SECONDS)
         try:
             self._postgres = subprocess.Popen(  # noqa: S603 - our own command
                 self._command,
@@ -121,7 +124,8 @@ class Supervisor:
         except OSError as error:
             os.write(self._log, f"FATAL: {error.strerror} ({self._command[0]})\n".encode())
             return False
-        signal.alarm(START_SECONDS)
+        if self._ending:  # asked for meanwhile, of the server before
+            self._stop()
         while not (ready := is_ready(data)) and self._postgres.poll() is None:
             time.sleep(0.002)
         if not self._ending:

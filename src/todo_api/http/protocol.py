@@ -153,7 +153,7 @@ class StrictProtocol(HttpToolsProtocol):
         if self._lingering is not None:
             self._lingering += len(data)
             if self._lingering > LINGER_BYTES:
-                self.transport.close()
+                self.timeout_keep_alive_handler()
             return
         if self._unwanted is not None:
             self._unwanted += len(data)
@@ -380,4 +380,4 @@ class StrictProtocol(HttpToolsProtocol):
         self._lingering = 0
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self.loop.call_later(LINGER_SECONDS, self.timeout_keep_alive_handler)
