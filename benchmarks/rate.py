@@ -13,8 +13,8 @@ INTRODUCTION = f"""## At a fixed rate
 
 Each operation at half of what *fastify* answered at most, just before. Every request is due at its
 own instant, and its latency counts from then, on at most {RATE_CONNECTIONS} connections: a server
-that falls behind is not spared. Generator, server and PostgreSQL share the machine, so what counts is
-the work of all three: compare with *same guarantee*, which asks as much of PostgreSQL as ours does.
+that falls behind is not spared. Generator, server and PostgreSQL share the machine, so what counts
+is the work of all three: *same guarantee* asks as much of PostgreSQL as ours does.
 
 | operation | requests/s | server | p50 ms | p99 ms | CPU µs | machine's CPU |
 |---|--:|---|--:|--:|--:|--:|
