@@ -68,12 +68,12 @@ async def test_a_thousand_requests_with_a_new_key_cost_one_fetch(
     assert publisher.requests == 2
 
 
-async def test_ten_thousand_made_up_keys_cost_one_fetch(
+async def test_thousands_of_made_up_keys_cost_one_fetch(
     published: Service, publisher: Publisher
 ) -> None:
     assert await status(published, publisher.token("alice")) == 200
     forger = SigningKey("x")
-    for number in range(10_000):
+    for number in range(2_000):
         forger.name = f"made up {number}"
         token = publisher.token("alice", forger)
         if number < 100:

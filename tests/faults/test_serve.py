@@ -80,8 +80,11 @@ def test_signal_finishes_what_is_in_flight(
     tmp_path: Path, database_url: str, workers: int, number: signal.Signals
 ) -> None:
     """A task is locked by somebody; the write that waits for it is answered all the same."""
+    patient = {**KEYS, "LOCK_TIMEOUT": "20", "STATEMENT_TIMEOUT": "20"}
     with (
-        serving(tmp_path, "--workers", str(workers), DATABASE_URL=database_url, **KEYS) as program,
+        serving(
+            tmp_path, "--workers", str(workers), DATABASE_URL=database_url, **patient
+        ) as program,
         httpx2.Client(base_url=program.address, headers=bearer("alice"), timeout=15) as client,
         psycopg.connect(database_url, autocommit=True) as watcher,
         psycopg.connect(database_url) as holder,
