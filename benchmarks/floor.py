@@ -11,7 +11,7 @@ START = {
 }
 
 
-async def app(scope, receive, send):  # noqa: ANN001, ANN201, ARG001
+async def app(scope, receive, send):  # noqa: ANN001, ANN201, ARG001  bare ASGI, as short as it goes
     """Answer."""
     if scope["type"] == "http":
         await send(START)

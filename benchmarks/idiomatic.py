@@ -74,7 +74,7 @@ class TaskPublic(TaskBase):
     created_at: datetime
     updated_at: datetime
 
-    @computed_field  # type: ignore[prop-decorator]
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's own advice
     @property
     def completed(self) -> bool:
         return self.status == "complete"

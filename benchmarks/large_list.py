@@ -3,6 +3,7 @@
 import re
 import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -57,7 +58,7 @@ def fetch(connection: HTTPConnection, path: str, headers: dict[str, str]) -> int
     """Read an answer in pieces; return the size of its body."""
     connection.request("GET", path, headers=headers)
     answer = connection.getresponse()
-    if answer.status != 200:  # noqa: PLR2004
+    if answer.status != HTTPStatus.OK:
         raise RuntimeError(f"GET {path}: {answer.status} {answer.read(200)!r}")
     return sum(map(len, iter(lambda: answer.read(1 << 16), b"")))
 

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
@@ -124,7 +125,11 @@ class Outcome:
     @property
     def done(self) -> int:
         """How many requests succeeded, from the first to the last."""
-        return sum(number for status, number in self.statuses.items() if status < 300)  # noqa: PLR2004
+        return sum(
+            number
+            for status, number in self.statuses.items()
+            if status < HTTPStatus.MULTIPLE_CHOICES
+        )
 
 
 def main() -> int:
