@@ -100,8 +100,8 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
 
 async def _not_ready(database: Database, key_set: KeySet | None) -> str | None:
     """Say why requests cannot be served, if so."""
-    if not await database.is_ready():
-        return "The database does not answer"
+    if problem := await database.why_not_ready():
+        return problem
     if key_set is not None and not key_set.is_loaded:
         return "No signing key could be loaded yet"
     return None
@@ -149,11 +149,11 @@ def _lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             await database.open()
-            stack.push_async_callback(database.close)
+            stack.callback(database.close)
             if key_set is not None:
                 await stack.enter_async_context(key_set.kept_fresh())
             if settings.metrics_port is not None:
-                database.on_wait = _metrics().waited
+                database.pool.on_wait = _metrics().waited
                 levels = partial(_levels, app, database, key_set)
                 await stack.enter_async_context(_metrics().kept_up(levels))
             yield
@@ -167,5 +167,5 @@ def _levels(app: FastAPI, database: Database, key_set: KeySet | None) -> dict[st
     return {
         "requests_in_flight": limits.in_flight if limits else 0,
         "key_set_age_seconds": key_set.age if key_set else math.nan,
-        **database.levels(),
+        **database.pool.levels(),
     }

@@ -52,7 +52,7 @@ async def _database(settings: Settings, url: str) -> AsyncIterator[Finding]:
     except ApiError as error:
         yield Finding("database", "failure", f"DATABASE_URL: {error.__cause__}")
     finally:
-        await database.close()
+        database.close()
 
 
 def _schema(settings: Settings, url: str) -> Finding:

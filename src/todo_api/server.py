@@ -110,7 +110,7 @@ async def check(settings: Settings, database_url: str) -> None:
     except DatabaseUnreachable as error:
         raise StartupError(f"DATABASE_URL: {error.__cause__}") from error
     finally:
-        await database.close()
+        database.close()
 
 
 @contextmanager

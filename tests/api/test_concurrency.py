@@ -346,11 +346,11 @@ async def test_cancelled_statements_leave_no_owner_on_a_connection(database_url:
         return cancelled
 
     assert sum(await asyncio.gather(*(ask(f"user-{number}") for number in range(64)))) > 100
-    await until(lambda: len(database._idle) == len(database._open))
+    await until(lambda: len(database.pool._idle) == len(database.pool._open))
     bare = [(WHO, WHO.encode({"nothing": None}))]
     answers = await asyncio.gather(*(database._attempt(bare) for _ in range(2)))
     assert [answer.rows for answer in answers] == [[b"postgres "]] * 2
-    await database.close()
+    database.close()
 
 
 async def test_replica_that_shuts_down_loses_no_acknowledged_write(

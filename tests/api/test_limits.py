@@ -268,7 +268,7 @@ def wire_is_free(service: Listening) -> bool:
     """Tell whether no connection waits for an answer that has been swallowed."""
     app: Any = service._running.config.loaded_app
     (make,) = {route._open_tasks for route in app.router.routes if hasattr(route, "_open_tasks")}
-    levels: dict[str, float] = make.keywords["database"].levels()
+    levels: dict[str, float] = make.keywords["database"].pool.levels()
     return levels["pool_busy"] == 0
 
 

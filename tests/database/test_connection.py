@@ -13,7 +13,7 @@ from support.service import settings
 from support.waiting import until
 from support.wire import Wire
 from todo_api import server
-from todo_api.database import database as database_module
+from todo_api.database import pool
 from todo_api.database.connection import BATCH_BYTES
 from todo_api.database.database import Database
 from todo_api.database.statement import Statement, encode
@@ -37,6 +37,7 @@ WHO = Statement(
     (),
     writes=False,
 )
+UNREACHABLE = "The database does not answer"
 PID = Statement(b"pid", b"SELECT pg_backend_pid()::text", (), writes=False)
 
 
@@ -47,7 +48,7 @@ async def opened(url: str, **values: Any) -> AsyncIterator[Database]:
     try:
         yield database
     finally:
-        await database.close()
+        database.close()
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ async def test_concurrent_statements_share_the_pool(database: Database) -> None:
     texts = [str(number) for number in range(200)]
     rows = await asyncio.gather(*(echo(database, text) for text in texts))
     assert rows == [text.encode() for text in texts]
-    assert len(database._open) <= 2
+    assert len(database.pool._open) <= 2
 
 
 async def test_error_leaves_the_connection_usable(database: Database) -> None:
@@ -120,20 +121,20 @@ async def test_error_leaves_the_connection_usable(database: Database) -> None:
         with pytest.raises(InternalError):
             await database.run("alice", wrong, {"divisor": 0})
         assert await echo(database) == b"hello"
-    assert len(database._open) == 1
+    assert len(database.pool._open) == 1
 
 
 async def test_statement_timeout_is_said_by_the_server(database: Database) -> None:
     with pytest.raises(StatementTimeout):
         await database.run("alice", SLEEP, {"seconds": 5})
     assert await echo(database) == b"hello"
-    assert len(database._open) == 1
+    assert len(database.pool._open) == 1
 
 
 async def test_no_free_connection_in_time_is_busy(database_url: str) -> None:
     async with opened(database_url, pool_size=2, pool_timeout=0.05) as database:
         slow = [asyncio.create_task(database.run("alice", SLEEP, {"seconds": 1})) for _ in range(2)]
-        await until(lambda: len(database._open) == 2 and database._slots.locked())
+        await until(lambda: len(database.pool._open) == 2 and database.pool._taken == 2)
         with pytest.raises(DatabaseBusy):
             await echo(database)
         await asyncio.gather(*slow)
@@ -152,8 +153,8 @@ async def test_cancelled_request_keeps_its_connection_until_the_server_is_done(
             await task
         (row,) = await database.run("alice", WHO, {})
         assert row == b'{"role" : "todo_member", "owner" : "alice"}'
-    await until(lambda: len(database._idle) == len(database._open))
-    assert database._slots._value == 2
+    await until(lambda: len(database.pool._idle) == len(database.pool._open))
+    assert database.pool._taken == 0
 
 
 async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
@@ -161,19 +162,70 @@ async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
 ) -> None:
     async with opened(database_url, pool_size=1) as database:
         busy = asyncio.create_task(database.run("alice", SLEEP, {"seconds": 0.2}))
-        await until(database._slots.locked)
+        await until(lambda: database.pool._taken == 1)
         waiting = asyncio.create_task(echo(database))
         await asyncio.sleep(0)
         waiting.cancel()
         await busy
-        for connection in list(database._open):
+        for connection in list(database.pool._open):
             connection.close()
         connecting = asyncio.create_task(echo(database))
         await asyncio.sleep(0)
         connecting.cancel()
         await asyncio.gather(waiting, connecting, return_exceptions=True)
         assert await echo(database) == b"hello"
-        assert database._slots._value == 1
+        assert database.pool._taken == 0
+
+
+async def test_free_connection_goes_to_whoever_waits_longest(database_url: str) -> None:
+    async with opened(database_url, pool_size=1) as database:
+        order: list[str] = []
+
+        async def ask(text: str) -> None:
+            order.append((await echo(database, text)).decode())
+
+        connection = await database.pool.take()
+        tasks = [asyncio.create_task(ask(str(number))) for number in range(6)]
+        await until(lambda: database.pool.levels()["pool_waiting"] == 6)
+        tasks[3].cancel()
+        database.pool._pass_on(connection)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert order == ["0", "1", "2", "4", "5"]
+        assert (len(database.pool._open), database.pool._taken) == (1, 0)
+
+
+@pytest.mark.parametrize("also_lost", [False, True])
+async def test_cancelled_at_the_moment_of_its_turn_passes_it_on(
+    database: Database, also_lost: bool
+) -> None:
+    first, second = await database.pool.take(), await database.pool.take()
+    waiting = [asyncio.create_task(database.pool.take()) for _ in range(2)]
+    await until(lambda: database.pool.levels()["pool_waiting"] == 2)
+    database.pool._pass_on(first)
+    waiting[0].cancel()
+    if also_lost:
+        first.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[0]
+    last = await waiting[1]
+    assert (last is first) == (not also_lost)
+    assert not last.closed
+    for connection in (second, last):
+        database.pool._pass_on(connection)
+    assert await echo(database) == b"hello"
+    assert database.pool._taken == 0
+
+
+async def test_whoever_waits_when_the_pool_closes_is_told(database_url: str) -> None:
+    async with opened(database_url, pool_size=1) as database:
+        busy = asyncio.create_task(database.run("alice", SLEEP, {"seconds": 5}))
+        await until(lambda: any(each.busy for each in database.pool._open))
+        waiting = [asyncio.create_task(echo(database)) for _ in range(3)]
+        await until(lambda: database.pool.levels()["pool_waiting"] == 3)
+        database.close()
+        ends = await asyncio.gather(busy, *waiting, return_exceptions=True)
+        assert [type(end) for end in ends] == [ShuttingDown] * 4
+        assert not database.pool._open
 
 
 async def test_idle_connections_that_were_killed_are_replaced_unseen(
@@ -184,7 +236,7 @@ async def test_idle_connections_that_were_killed_are_replaced_unseen(
         await asyncio.gather(*(echo(database) for _ in range(5)))
         assert terminate_all(sql) == 2
         if wait:
-            await until(lambda: not database._open)
+            await until(lambda: not database.pool._open)
         assert await database.run("alice", write, {}) == [b"written"]
 
 
@@ -253,7 +305,7 @@ async def test_frozen_server_is_given_up_in_time(database_url: str, short_folder
             await asyncio.wait_for(echo(database), 5)
         wire.frozen = False
         assert await echo(database) == b"hello"
-        assert database._slots._value == 1
+        assert database.pool._taken == 0
 
 
 async def test_unreachable_server_is_said_after_a_bounded_retry(
@@ -262,15 +314,15 @@ async def test_unreachable_server_is_said_after_a_bounded_retry(
     async with Wire(database_url, short_folder) as wire:
         database = Database(wire.url, settings())
         await database.open()
-    await until(lambda: not database._open)
-    assert await database.is_ready() is False
+    await until(lambda: not database.pool._open)
+    assert await database.why_not_ready() == UNREACHABLE
     with pytest.raises(DatabaseUnreachable) as caught:
         await asyncio.wait_for(echo(database), 5)
     assert str(caught.value.__cause__) == "Connection refused"
     async with Wire(database_url, short_folder):
         assert await echo(database) == b"hello"
-        assert await database.is_ready() is True
-    await database.close()
+        assert await database.why_not_ready() is None
+    database.close()
 
 
 async def test_readiness_asks_the_database_only_in_doubt(
@@ -278,11 +330,11 @@ async def test_readiness_asks_the_database_only_in_doubt(
 ) -> None:
     async with Wire(database_url, short_folder) as wire, opened(wire.url) as database:
         wire.reset()
-        assert await database.is_ready()
+        assert await database.why_not_ready() is None
         assert wire.round_trips == 0
         terminate_all(sql)
-        await until(lambda: not database._open)
-        assert await database.is_ready()
+        await until(lambda: not database.pool._open)
+        assert await database.why_not_ready() is None
         assert wire.connections == 1
 
 
@@ -290,11 +342,11 @@ async def test_long_idle_connections_are_closed_and_leave_no_doubt(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await asyncio.gather(*(echo(database) for _ in range(5)))
-    monkeypatch.setattr(database_module, "IDLE_LIMIT", 0.0)
-    database._sweep()
-    assert (database._open, database._idle) == (set(), [])
-    assert await database.is_ready()
-    assert not database._open
+    monkeypatch.setattr(pool, "IDLE_LIMIT", 0.0)
+    database.pool.open()
+    assert (database.pool._open, database.pool._idle) == (set(), [])
+    assert await database.why_not_ready() is None
+    assert not database.pool._open
 
 
 async def test_lost_prepared_statements_are_prepared_again(
@@ -391,11 +443,11 @@ async def test_worker_that_starts_while_the_database_is_away_recovers(
     wire = Wire(database_url, short_folder)
     database = Database(wire.url, settings())
     await database.open()
-    assert await database.is_ready() is False
+    assert await database.why_not_ready() == UNREACHABLE
     async with wire:
         assert await echo(database) == b"hello"
-        assert await database.is_ready() is True
-    await database.close()
+        assert await database.why_not_ready() is None
+    database.close()
     with pytest.raises(ShuttingDown):
         await echo(database)
 
@@ -405,7 +457,7 @@ async def checked(url: str, **values: Any) -> None:
     try:
         await database.check()
     finally:
-        await database.close()
+        database.close()
 
 
 def test_nul_never_reaches_libpq() -> None:
@@ -457,7 +509,7 @@ async def test_long_answer_comes_in_batches(
             assert max(sum(map(len, batch)) for batch in batches) < BATCH_BYTES + 66_000
         assert (rest is not None) == (rows == 5_000)
         assert database._reading_on == 0
-        assert len(database._open) == 1
+        assert len(database.pool._open) == 1
 
 
 async def test_long_answer_that_nobody_asks_for_loses_its_connection(
@@ -466,12 +518,12 @@ async def test_long_answer_that_nobody_asks_for_loses_its_connection(
     monkeypatch.setattr("todo_api.database.connection.PAUSE_SECONDS", 0.05)
     _, rest = await database.read("5000", MANY)
     assert rest is not None
-    await until(lambda: not database._open)
+    await until(lambda: not database.pool._open)
     with pytest.raises(DatabaseUnreachable):
         await anext(rest)
     rest.close()
     assert await echo(database) == b"hello"
-    assert database._slots._value == 2
+    assert database.pool._taken == 0
 
 
 async def test_long_answer_given_up_frees_its_slot(database: Database) -> None:
@@ -482,8 +534,8 @@ async def test_long_answer_given_up_frees_its_slot(database: Database) -> None:
             await database.read("5000", MANY)
         rest.close()
     asking = asyncio.ensure_future(database.read("5000", MANY))
-    await until(lambda: any(each.busy for each in database._open))
+    await until(lambda: any(each.busy for each in database.pool._open))
     asking.cancel()
-    await until(lambda: database._slots._value == 2)
+    await until(lambda: database.pool._taken == 0)
     assert await echo(database) == b"hello"
     assert database._reading_on == 0

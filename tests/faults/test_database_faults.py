@@ -675,7 +675,11 @@ async def test_schema_that_went_away_while_running_is_not_ready(
         failed = await service.request("POST", "/api/tasks", "alice", json={"title": "x"})
         assert failed.status_code == 500
         assert failed.json() == {"error": "Internal server error"}
-        assert_error(await service.request("GET", "/readyz"), 503)
+        unready = await service.request("GET", "/readyz")
+        assert unready.status_code == 503
+        assert unready.json() == {
+            "error": "The database is not in order; `todo-api check` says what to do"
+        }
         assert (await service.request("GET", "/livez")).status_code == 200
 
 

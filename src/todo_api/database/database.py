@@ -1,18 +1,15 @@
 """The one way to the database: `run(owner, statement, values)`, in one round trip."""
 
-import asyncio
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
-import psycopg
 import structlog
 
 from todo_api.database import row_security
-from todo_api.database.address import conninfo, reason
+from todo_api.database.address import conninfo
 from todo_api.database.connection import (
     STALE,
     Answer,
@@ -22,6 +19,7 @@ from todo_api.database.connection import (
     ConnectionLost,
     QueryFailed,
 )
+from todo_api.database.pool import Pool
 from todo_api.database.statement import Rows, Statement
 from todo_api.errors import (
     AccountErased,
@@ -30,7 +28,6 @@ from todo_api.errors import (
     DatabaseUnreachable,
     InternalError,
     ServiceUnavailable,
-    ShuttingDown,
     StartupError,
     StatementTimeout,
     TooManyRequests,
@@ -38,13 +35,6 @@ from todo_api.errors import (
 from todo_api.settings import RATE_SECONDS, Settings
 
 log = structlog.get_logger()
-
-IDLE_LIMIT = 240.0
-"""Seconds after which an idle connection is closed: before Neon cuts it at 300 and so that we are
-not what keeps a serverless database awake."""
-
-CONNECT_ATTEMPTS = (0.0, 0.1, 0.3)
-"""Seconds to wait before each attempt to connect."""
 
 GRACE = 1.0
 """Seconds that the server gets beyond its own statement timeout to say so."""
@@ -70,28 +60,18 @@ _PING = Statement(b"ping", b"SELECT 'ok'", (), writes=False)
 
 
 class Database:
-    """A pool of connections that runs one statement for one owner at a time."""
+    """Runs one statement for one owner at a time, on a connection of the pool."""
 
     def __init__(self, url: str, settings: Settings) -> None:
-        self._conninfo = conninfo(url)
         self._settings = settings
         self._answer_timeout = settings.statement_timeout + GRACE
         self._preamble = row_security.Preamble(settings)
         uncounted = settings.model_copy(update={"rate_limit": 0})
         self._preamble_of_check = row_security.Preamble(uncounted)
-        self._slots = asyncio.Semaphore(settings.pool_size)
-        self._idle: list[tuple[Connection, float]] = []
-        self._open: set[Connection] = set()
+        self.pool = Pool(conninfo(url), settings, self._preamble.of_session, self._doubt)
         self._reading_on = 0
-        self._waiting = 0
-        self.on_wait: Callable[[float], None] = lambda _: None
-        """Is told of each wait for a connection, in seconds."""
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._in_doubt = True
-        """Whether the last that was heard of the database was a failure."""
-        self._is_in_order = False
-        """Whether it had all that requests rely on when it was last looked at."""
-        self._closed = False
+        self._in_order = False
+        """Whether nothing has failed since all that requests rely on was found to be there."""
 
     async def open(self) -> None:
         """Begin to serve, with a connection if there is one to be had.
@@ -99,22 +79,18 @@ class Database:
         A worker that starts while the database is away begins in doubt, and recovers with it. What
         is there must be in order, though: raises `StartupError` as `check` does.
         """
-        self._sweep()
+        self.pool.open()
         try:
             await self.check()
         except DatabaseUnreachable as error:
             log.warning("the database does not answer yet", reason=str(error.__cause__))
         except BaseException:
-            await self.close()
+            self.close()
             raise
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close every connection, and make no more."""
-        self._closed = True
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        for connection in list(self._open):
-            connection.close()
+        self.pool.close()
 
     async def run(
         self,
@@ -161,7 +137,7 @@ class Database:
             if not _may_repeat(failure, statement):
                 raise self._answer(failure) from failure
             if failure.sqlstate not in {"40001", "40P01"}:
-                self._drop_idle()  # whatever ended that connection may have ended them all
+                self.pool.drop_idle()  # whatever ended that connection may have ended them all
         try:
             return await self._attempt(commands)
         except QueryFailed as failure:
@@ -169,44 +145,37 @@ class Database:
 
     def _answer(self, failure: QueryFailed) -> ApiError:
         """Return what a client hears of a failure."""
-        state = failure.sqlstate or ""
-        if state == "TD429":
+        if failure.sqlstate == "TD429":
             return TooManyRequests(math.ceil(RATE_SECONDS / self._settings.rate_limit))
-        if state.startswith("42"):  # no such table, function or right
-            self._is_in_order = False
+        if failure.sqlstate and failure.sqlstate.startswith("42"):  # no such table, or right
+            self._doubt()
         return _answer(failure)
+
+    def _doubt(self) -> None:
+        self._in_order = False
 
     @property
     def server_version(self) -> str:
         """The version of the server, of a database that is open."""
-        major, minor = divmod(next(iter(self._open)).server_version, 10_000)
+        major, minor = divmod(self.pool.server_version, 10_000)
         return f"{major}.{minor}"
 
-    def levels(self) -> dict[str, float]:
-        """Return how much of the pool is in use."""
-        busy = sum(connection.busy for connection in self._open)
-        return {
-            "pool_connections": len(self._open),
-            "pool_busy": busy,
-            "pool_waiting": self._waiting,
-        }
-
-    async def is_ready(self) -> bool:
-        """Tell whether the database answers and is in order.
+    async def why_not_ready(self) -> str | None:
+        """Say why requests cannot be served, if so.
 
         As long as nothing has failed the last known state is the answer, so that a probe does not
         keep a serverless database awake.
         """
-        if self._is_in_order and not self._in_doubt:
-            return True
+        if self._in_order:
+            return None
         try:
             await self.check()
         except DatabaseUnreachable:
-            return False
+            return "The database does not answer"
         except (StartupError, ApiError) as error:
             log.warning("not ready", reason=str(error))
-            return False
-        return True
+            return "The database is not in order; `todo-api check` says what to do"
+        return None
 
     async def ping(self) -> None:
         """Ask the database for an answer. Raises one of our `ApiError`s."""
@@ -230,88 +199,8 @@ class Database:
         return (command,) if before is None else ((before, before.encode(values)), command)
 
     async def _attempt(self, commands: Sequence[Command]) -> Answer:
-        connection = await self._checkout()
+        connection = await self.pool.take()
         return await connection.send(commands, self._answer_timeout)
-
-    async def _checkout(self) -> Connection:
-        """Take the connection used last, or make one. It comes back by itself."""
-        if self._closed:
-            raise ShuttingDown
-        await self._take_slot()
-        try:
-            while self._idle:
-                connection, _ = self._idle.pop()
-                if not connection.closed:
-                    return connection
-            return await self._connect()
-        except BaseException:
-            self._slots.release()
-            raise
-
-    async def _take_slot(self) -> None:
-        if not self._slots.locked():
-            await self._slots.acquire()  # does not wait
-            return
-        started = time.monotonic()
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(self._settings.pool_timeout):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise DatabaseBusy from None
-        finally:
-            self._waiting -= 1
-            self.on_wait(time.monotonic() - started)
-
-    async def _connect(self) -> Connection:
-        cause: Exception | None = None
-        for delay in CONNECT_ATTEMPTS:
-            await asyncio.sleep(delay)
-            try:
-                async with asyncio.timeout(self._settings.connect_timeout):
-                    return await self._connect_once()
-            except TimeoutError as error:  # an OSError too, but not worth another try
-                cause = error
-                break
-            except (psycopg.Error, QueryFailed, OSError) as error:
-                cause = error
-        self._in_doubt = True
-        # The cause is for the log: libpq's own words would put the database's address there.
-        raise DatabaseUnreachable from ConnectionLost(reason(cause), did_not_run=True)
-
-    async def _connect_once(self) -> Connection:
-        connection = await Connection.open(
-            self._conninfo,
-            session=self._preamble.of_session,
-            prepare=self._settings.prepared_statements,
-            on_free=self._free,
-            on_lost=self._lost,
-        )
-        self._open.add(connection)
-        return connection
-
-    def _free(self, connection: Connection) -> None:
-        """Take back a connection whose Sync has arrived."""
-        self._in_doubt = False
-        self._idle.append((connection, time.monotonic()))
-        self._slots.release()
-
-    def _lost(self, connection: Connection) -> None:
-        self._open.discard(connection)
-        self._in_doubt = self._in_doubt or not connection.closing
-        if connection.busy:
-            self._slots.release()
-
-    def _drop_idle(self) -> None:
-        while self._idle:
-            self._idle.pop()[0].close()
-
-    def _sweep(self) -> None:
-        """Close what has been idle for long; those used last are at the end."""
-        self._sweeper = asyncio.get_running_loop().call_later(IDLE_LIMIT / 4, self._sweep)
-        oldest = time.monotonic() - IDLE_LIMIT
-        while self._idle and (self._idle[0][0].closed or self._idle[0][1] < oldest):
-            self._idle.pop(0)[0].close()
 
     async def check(self) -> None:
         """Look at what requests rely on: the schema, and row security as it is configured.
@@ -324,10 +213,12 @@ class Database:
             rows, _ = await self._attempt(
                 self._commands(state, {"owner": ""}, self._preamble_of_check)
             )
+        except ConnectionLost as error:
+            raise DatabaseUnreachable from error
         except QueryFailed as error:
             raise StartupError(_refusal(error)) from error
         row_security.check(json.loads(rows[0]), role=role)
-        self._is_in_order = True
+        self._in_order = True
 
 
 class Rest:
