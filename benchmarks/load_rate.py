@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
+from os import read, write
 from select import select
 from socket import IPPROTO_TCP, TCP_NODELAY, create_connection, socket
 from urllib.parse import urlsplit
@@ -21,6 +22,9 @@ from workload import Request, print_result, requests
 
 PATIENCE = 10.0
 """Seconds without any answer after which the server is given up."""
+
+CHUNK = 65_536
+"""Bytes to read at once: more, and each read would map fresh memory."""
 
 
 def encode(request: Request) -> bytes:
@@ -40,40 +44,42 @@ def is_whole(answer: bytes) -> bool:
     return len(body) >= int(length.split(b"\r\n")[0] or 0)
 
 
-def connect(address: str, connections: int) -> deque[socket]:
+def connect(address: str, connections: int) -> list[socket]:
     """Open the connections."""
     url = urlsplit(address)
-    idle = deque(create_connection((url.hostname, url.port)) for _ in range(connections))
-    for connection in idle:
+    opened = [create_connection((url.hostname, url.port)) for _ in range(connections)]
+    for connection in opened:
         connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    return idle
+    return opened
 
 
-def drive(idle: deque[socket], messages: Sequence[bytes], rate: float) -> None:
+def drive(connections: Sequence[socket], messages: Sequence[bytes], rate: float) -> None:
     """Send each message when it is due, on the connection idle for longest, and print the result.
 
     None is sent before its time, and one that finds no connection idle waits for one.
     """
-    busy: dict[socket, tuple[float, bytes]] = {}
+    idle = deque(connection.fileno() for connection in connections)
+    busy: dict[int, tuple[float, bytes]] = {}
     latencies, failures, sent = [], 0, 0
     start = time.perf_counter()
     while sent < len(messages) or busy:
-        due = start + sent / rate
         wait = PATIENCE
-        if idle and sent < len(messages):
+        while idle and sent < len(messages):
+            due = start + sent / rate
             wait = due - time.perf_counter()
-            if wait <= 0:
-                connection = idle.popleft()
-                connection.sendall(messages[sent])
-                busy[connection] = due, b""
-                sent += 1
-                wait = 0
+            if wait > 0:
+                break
+            connection = idle.popleft()
+            write(connection, messages[sent])
+            busy[connection] = due, b""
+            sent += 1
+            wait = PATIENCE
         ready, _, _ = select(busy, [], [], wait)
         if not ready and wait == PATIENCE:
             raise TimeoutError("the server does not answer")
         for connection in ready:
             due, answer = busy[connection]
-            answer += connection.recv(1 << 18)
+            answer += read(connection, CHUNK)
             busy[connection] = due, answer
             if is_whole(answer):
                 latencies.append(time.perf_counter() - due)

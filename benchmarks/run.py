@@ -17,6 +17,7 @@ import rate
 import workers
 from load import LOCUST
 from measuring import Bench
+from servers import POOL_SIZE
 
 from todo_api.database import migrations
 from todo_api.database.embedded import EmbeddedPostgres
@@ -26,7 +27,8 @@ INTRODUCTION = """# Benchmarks
 
 Written by `make bench`: medians of {rounds} rounds of {seconds:.0f} s a server and operation, in
 alternation, {users} users, load by {generator}, on a machine with {cores} cores that load
-generator, server and database share. PostgreSQL is the embedded one, without fsync, shared by all.
+generator, server and database share. PostgreSQL is the embedded one, without fsync, shared by all;
+each server has {pool} connections to it, two a core.
 The code is in `benchmarks/`.
 """
 
@@ -72,6 +74,7 @@ def main() -> None:
         users=data.USERS,
         generator=generator,
         cores=os.cpu_count(),
+        pool=POOL_SIZE,
     )
     with prepared(options.rounds, options.seconds) as bench:
         for name in chosen:
