@@ -119,11 +119,11 @@ class Generator:
             connection.socket.close()
         self._poll.close()
 
-    def closed_loop(self, messages: Iterator[bytes], seconds: float) -> Tally:
-        """Ask on every connection as fast as it is answered."""
+    def closed_loop(self, messages: Iterator[bytes], at_once: int, seconds: float) -> Tally:
+        """Ask so many at once, the next one as soon as one is answered, on all in turn."""
         tally, start = Tally(seconds=seconds), time.perf_counter()
         while (now := time.perf_counter()) < start + seconds:
-            while self._idle:
+            while self._busy < at_once:
                 self._send(next(messages), now, tally)
             self._receive(0.1, tally)
         self._finish(tally)

