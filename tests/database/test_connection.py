@@ -134,7 +134,7 @@ async def test_statement_timeout_is_said_by_the_server(database: Database) -> No
 async def test_no_free_connection_in_time_is_busy(database_url: str) -> None:
     async with opened(database_url, pool_size=2, pool_timeout=0.05) as database:
         slow = [asyncio.create_task(database.run("alice", SLEEP, {"seconds": 1})) for _ in range(2)]
-        await until(lambda: len(database.pool._open) == 2 and database.pool._taken == 2)
+        await until(lambda: len(database.pool._open) == 2 and database.pool._turns.taken == 2)
         with pytest.raises(DatabaseBusy):
             await echo(database)
         await asyncio.gather(*slow)
@@ -154,7 +154,7 @@ async def test_cancelled_request_keeps_its_connection_until_the_server_is_done(
         (row,) = await database.run("alice", WHO, {})
         assert row == b'{"role" : "todo_member", "owner" : "alice"}'
     await until(lambda: len(database.pool._idle) == len(database.pool._open))
-    assert database.pool._taken == 0
+    assert database.pool._turns.taken == 0
 
 
 async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
@@ -162,7 +162,7 @@ async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
 ) -> None:
     async with opened(database_url, pool_size=1) as database:
         busy = asyncio.create_task(database.run("alice", SLEEP, {"seconds": 0.2}))
-        await until(lambda: database.pool._taken == 1)
+        await until(lambda: database.pool._turns.taken == 1)
         waiting = asyncio.create_task(echo(database))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -174,7 +174,7 @@ async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
         connecting.cancel()
         await asyncio.gather(waiting, connecting, return_exceptions=True)
         assert await echo(database) == b"hello"
-        assert database.pool._taken == 0
+        assert database.pool._turns.taken == 0
 
 
 async def test_free_connection_goes_to_whoever_waits_longest(database_url: str) -> None:
@@ -188,10 +188,10 @@ async def test_free_connection_goes_to_whoever_waits_longest(database_url: str) 
         tasks = [asyncio.create_task(ask(str(number))) for number in range(6)]
         await until(lambda: database.pool.levels()["pool_waiting"] == 6)
         tasks[3].cancel()
-        database.pool._pass_on(connection)
+        database.pool._free(connection)
         await asyncio.gather(*tasks, return_exceptions=True)
         assert order == ["0", "1", "2", "4", "5"]
-        assert (len(database.pool._open), database.pool._taken) == (1, 0)
+        assert (len(database.pool._open), database.pool._turns.taken) == (1, 0)
 
 
 @pytest.mark.parametrize("also_lost", [False, True])
@@ -201,7 +201,7 @@ async def test_cancelled_at_the_moment_of_its_turn_passes_it_on(
     first, second = await database.pool.take(), await database.pool.take()
     waiting = [asyncio.create_task(database.pool.take()) for _ in range(2)]
     await until(lambda: database.pool.levels()["pool_waiting"] == 2)
-    database.pool._pass_on(first)
+    database.pool._free(first)
     waiting[0].cancel()
     if also_lost:
         first.close()
@@ -211,9 +211,9 @@ async def test_cancelled_at_the_moment_of_its_turn_passes_it_on(
     assert (last is first) == (not also_lost)
     assert not last.closed
     for connection in (second, last):
-        database.pool._pass_on(connection)
+        database.pool._free(connection)
     assert await echo(database) == b"hello"
-    assert database.pool._taken == 0
+    assert database.pool._turns.taken == 0
 
 
 async def test_whoever_waits_when_the_pool_closes_is_told(database_url: str) -> None:
@@ -305,7 +305,7 @@ async def test_frozen_server_is_given_up_in_time(database_url: str, short_folder
             await asyncio.wait_for(echo(database), 5)
         wire.frozen = False
         assert await echo(database) == b"hello"
-        assert database.pool._taken == 0
+        assert database.pool._turns.taken == 0
 
 
 async def test_unreachable_server_is_said_after_a_bounded_retry(
@@ -523,7 +523,7 @@ async def test_long_answer_that_nobody_asks_for_loses_its_connection(
         await anext(rest)
     rest.close()
     assert await echo(database) == b"hello"
-    assert database.pool._taken == 0
+    assert database.pool._turns.taken == 0
 
 
 async def test_long_answer_given_up_frees_its_slot(database: Database) -> None:
@@ -536,6 +536,6 @@ async def test_long_answer_given_up_frees_its_slot(database: Database) -> None:
     asking = asyncio.ensure_future(database.read("5000", MANY))
     await until(lambda: any(each.busy for each in database.pool._open))
     asking.cancel()
-    await until(lambda: database.pool._taken == 0)
+    await until(lambda: database.pool._turns.taken == 0)
     assert await echo(database) == b"hello"
     assert database._reading_on == 0

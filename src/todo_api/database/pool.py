@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 
 import psycopg
@@ -12,6 +11,7 @@ from todo_api.database.connection import Connection, ConnectionLost, QueryFailed
 from todo_api.database.statement import Statement
 from todo_api.errors import DatabaseBusy, DatabaseUnreachable, ShuttingDown
 from todo_api.settings import Settings
+from todo_api.turns import Turns
 
 IDLE_LIMIT = 240.0
 """Seconds after which an idle connection is closed: before Neon cuts it at 300 and so that we are
@@ -20,16 +20,12 @@ not what keeps a serverless database awake."""
 CONNECT_ATTEMPTS = (0.0, 0.1, 0.3)
 """Seconds to wait before each attempt to connect."""
 
-Turn = asyncio.Future[Connection | None]
-"""What a waiting request gets: a connection, or leave to make one."""
-
 
 class Pool:
     """At most `POOL_SIZE` connections, each for one request at a time.
 
-    A connection that becomes free goes straight to the request that has waited longest: under
-    load there is nothing to compete for and nobody to wake in vain. `session` is run on each new
-    connection; `on_trouble` is called when one breaks, or none can be made.
+    `session` is run on each new connection; `on_trouble` is called when one breaks, or none can be
+    made.
     """
 
     def __init__(
@@ -43,10 +39,11 @@ class Pool:
         self._settings = settings
         self._session = session
         self._on_trouble = on_trouble
-        self._taken = 0
+        self._turns: Turns[Connection] = Turns(
+            settings.pool_size, settings.pool_timeout, DatabaseBusy
+        )
         self._idle: list[tuple[Connection, float]] = []
         self._open: set[Connection] = set()
-        self._waiting: deque[Turn] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
         self.on_wait: Callable[[float], None] = lambda _: None
@@ -82,7 +79,7 @@ class Pool:
         return {
             "pool_connections": len(self._open),
             "pool_busy": sum(connection.busy for connection in self._open),
-            "pool_waiting": len(self._waiting),
+            "pool_waiting": self._turns.waiting,
         }
 
     async def take(self) -> Connection:
@@ -90,18 +87,23 @@ class Pool:
 
         Raises `DatabaseBusy`, `DatabaseUnreachable` or `ShuttingDown`.
         """
-        if self._taken < self._settings.pool_size:
-            self._taken += 1
-            connection = self._used_last()
-        else:
-            connection = await self._turn()
+        connection = await self._turn() or self._used_last()
         if connection is not None and not connection.closed:
             return connection
         try:
             return await self._connect()
         except BaseException:
-            self._pass_on(None)
+            self._turns.hand_on()
             raise
+
+    async def _turn(self) -> Connection | None:
+        if not self._turns.all_taken:
+            return await self._turns.take()  # does not wait
+        started = time.monotonic()
+        try:
+            return await self._turns.take()
+        finally:
+            self.on_wait(time.monotonic() - started)
 
     def _used_last(self) -> Connection | None:
         while self._idle:
@@ -110,43 +112,9 @@ class Pool:
                 return connection
         return None
 
-    async def _turn(self) -> Connection | None:
-        loop = asyncio.get_running_loop()
-        turn: Turn = loop.create_future()
-        started = time.monotonic()
-        deadline = loop.call_later(self._settings.pool_timeout, self._give_up, turn)
-        self._waiting.append(turn)
-        try:
-            return await turn
-        except asyncio.CancelledError:
-            self._leave(turn)
-            raise
-        finally:
-            deadline.cancel()
-            self.on_wait(time.monotonic() - started)
-
-    def _give_up(self, turn: Turn) -> None:
-        """End a wait that has taken too long."""
-        if not turn.done():
-            self._waiting.remove(turn)
-            turn.set_exception(DatabaseBusy())
-
-    def _leave(self, turn: Turn) -> None:
-        """Give up a place, and what may have been handed over at the same moment."""
-        if turn in self._waiting:
-            self._waiting.remove(turn)
-        elif not turn.cancelled() and turn.exception() is None:
-            self._pass_on(turn.result())
-
-    def _pass_on(self, connection: Connection | None) -> None:
-        """Let the next one have this place in the pool, with the connection if there is one."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(connection)
-                return
-        self._taken -= 1
-        if connection is not None:
+    def _free(self, connection: Connection) -> None:
+        """Take back a connection whose Sync has arrived."""
+        if not self._turns.hand_on(connection):
             self._idle.append((connection, time.monotonic()))
 
     def _lost(self, connection: Connection) -> None:
@@ -154,7 +122,7 @@ class Pool:
         if not connection.closing:
             self._on_trouble()
         if connection.busy:
-            self._pass_on(None)
+            self._turns.hand_on()
 
     async def _connect(self) -> Connection:
         if self._closed:
@@ -179,7 +147,7 @@ class Pool:
             self._conninfo,
             session=self._session,
             prepare=self._settings.prepared_statements,
-            on_free=self._pass_on,
+            on_free=self._free,
             on_lost=self._lost,
         )
         self._open.add(connection)

@@ -1,44 +1,48 @@
-"""How much is taken on at once, and how long a request may take.
+"""How much is worked on at once, and how long a request may take.
 
 Health and documents are not counted: a probe must not fail because there is much to do.
 """
 
 import asyncio
 from asyncio import CancelledError
+from collections.abc import Awaitable
 from typing import cast
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from todo_api.errors import Overloaded, RequestTimeout
+from todo_api.turns import Turns
 
-REFUSALS = 1000
-"""How many requests are refused a second."""
-
-REFUSAL_SECONDS = 3.0
-"""How long a refusal waits for its turn; when so many wait, the next are refused at once."""
+WAIT_SECONDS = 3.0
+"""How long a request waits for a place before it is refused."""
 
 
 class Limits:
-    """Refuses what is over the limit before anything is done for it, and ends what takes too long.
+    """Has so many requests worked on at once, refuses what is over, ends what takes too long.
 
-    The deadline comes from outside the handler's task and cancels it, whatever it waits for: the
-    database, the client's body, or the client to read a long list.
+    What comes when all places are taken waits, and who came last is let in first. To refuse costs
+    half as much as to serve, so at twice the load that one core can carry, refusing everything at
+    once left a tenth of what it can do; this leaves most of it (`make load`).
+
+    The deadline comes from outside the handler's task and cancels it, whatever it waits for: a
+    place, the database, the client's body, or the client to read a long list.
     """
 
     def __init__(self, app: ASGIApp, *, in_flight: int, seconds: float) -> None:
         self._app = app
-        self._maximum = in_flight
         self._seconds = seconds
-        self.in_flight = 0
-        self._next_refusal = 0.0
+        self._turns: Turns[None] = Turns(in_flight, WAIT_SECONDS, Overloaded, newest_first=True)
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are worked on."""
+        return self._turns.taken
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request. Raises `Overloaded` or `RequestTimeout`."""
         if not scope["raw_path"].startswith(b"/api/"):
             await self._app(scope, receive, send)
             return
-        if self.in_flight >= self._maximum:
-            await self._refuse_in_turn()
         task = cast("asyncio.Task[None]", asyncio.current_task())
         expired = False
 
@@ -48,26 +52,33 @@ class Limits:
             task.cancel()
 
         deadline = asyncio.get_running_loop().call_later(self._seconds, expire)
-        self.in_flight += 1
         try:
-            await self._app(scope, receive, send)
+            await self._serve(scope, receive, send)
         except CancelledError:
             if not expired or task.uncancel():  # by somebody else, or by him as well
                 raise
             raise RequestTimeout from None
         finally:
-            self.in_flight -= 1
             deadline.cancel()
 
-    async def _refuse_in_turn(self) -> None:
-        """Raise `Overloaded`, but so many times a second and no more.
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_place = False
 
-        To refuse costs half as much as to serve: under twice the load that one core can carry,
-        refusing at once left a tenth of the goodput, in turn it left 84 % (measured, `make load`).
-        """
-        now = asyncio.get_running_loop().time()
-        turn = max(now, self._next_refusal)
-        if turn - now < REFUSAL_SECONDS:
-            self._next_refusal = turn + 1 / REFUSALS
-            await asyncio.sleep(turn - now)
-        raise Overloaded
+        async def step_aside(body: Awaitable[Message]) -> Message:
+            """Leave the place to somebody else while the client dawdles."""
+            nonlocal has_place
+            self._turns.hand_on()
+            has_place = False
+            message = await body
+            await self._turns.take()
+            has_place = True
+            return message
+
+        scope["step_aside"] = step_aside
+        await self._turns.take()
+        has_place = True
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            if has_place:
+                self._turns.hand_on()

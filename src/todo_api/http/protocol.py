@@ -9,9 +9,9 @@ before its body had been read.
 import asyncio
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
@@ -80,7 +80,8 @@ class _Exchange(RequestResponseCycle):
     async def receive(self) -> Message:  # type: ignore[override]  # the same, untyped
         """Return what there is of the body; read on only for what is missing of it."""
         if self.more_body or self.disconnected or self.response_complete:
-            return await super().receive()  # type: ignore[return-value]
+            step_aside = cast("dict[str, Any]", self.scope).get("step_aside", _stay)
+            return await step_aside(super().receive())  # type: ignore[no-any-return]
         body, self.body = bytes(self.body), bytearray()
         return {"type": "http.request", "body": body, "more_body": False}
 
@@ -127,6 +128,10 @@ class _Exchange(RequestResponseCycle):
             self.response_complete = True
             self.message_event.set()
             self.on_response(self)
+
+
+async def _stay(message: Awaitable[Message]) -> Message:
+    return await message
 
 
 class _Refused(Exception):

@@ -1,0 +1,76 @@
+"""So many places, and what to do with whoever finds them all taken."""
+
+import asyncio
+from collections import deque
+from typing import Generic, TypeVar
+
+from todo_api.errors import ApiError
+
+Value = TypeVar("Value")
+
+
+class Turns(Generic[Value]):
+    """A number of places. Whoever leaves hands his on, so that nobody is woken in vain.
+
+    With `newest_first`, whoever came last is served first: where more comes than can be served,
+    somebody has to wait in vain, and it is better that some wait long than that all do. The work
+    of the newest is also still in the processor's caches.
+    """
+
+    def __init__(
+        self, places: int, seconds: float, refusal: type[ApiError], *, newest_first: bool = False
+    ) -> None:
+        self._places = places
+        self._seconds = seconds
+        self._refusal = refusal
+        self._next = deque.pop if newest_first else deque.popleft
+        self.taken = 0
+        self._waiting: deque[asyncio.Future[Value | None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return len(self._waiting)
+
+    @property
+    def all_taken(self) -> bool:
+        """Whether somebody who came now would have to wait."""
+        return self.taken >= self._places
+
+    async def take(self) -> Value | None:
+        """Take a place, with what the one before left there. Raises the refusal if it is late."""
+        if self.taken < self._places:
+            self.taken += 1
+            return None
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[Value | None] = loop.create_future()
+        deadline = loop.call_later(self._seconds, self._refuse, turn)
+        self._waiting.append(turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            self._leave(turn)
+            raise
+        finally:
+            deadline.cancel()
+
+    def hand_on(self, value: Value | None = None) -> bool:
+        """Leave a place, with a value for whoever is next. False: there was nobody."""
+        while self._waiting:
+            turn = self._next(self._waiting)
+            if not turn.done():
+                turn.set_result(value)
+                return True
+        self.taken -= 1
+        return False
+
+    def _refuse(self, turn: asyncio.Future[Value | None]) -> None:
+        if not turn.done():
+            self._waiting.remove(turn)
+            turn.set_exception(self._refusal())
+
+    def _leave(self, turn: asyncio.Future[Value | None]) -> None:
+        if turn in self._waiting:
+            self._waiting.remove(turn)
+        elif not turn.cancelled() and turn.exception() is None:
+            self.hand_on(turn.result())
