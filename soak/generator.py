@@ -2,8 +2,8 @@
 
 A request takes it some 30 µs, its share of the kernel included, so at several thousand a second it
 is not what gives way. Closed loop: each connection asks again as soon as it has its answer. Open
-loop: each request is due at its own instant, whatever became of those before, and its latency
-counts from then; one that finds no connection idle waits for one.
+loop: each request is due at its own instant, whatever became of those before; one that finds no
+connection idle waits for one.
 """
 
 import select
@@ -130,13 +130,13 @@ class Generator:
         return tally
 
     def open_loop(self, messages: Iterator[bytes], rate: float, seconds: float) -> Tally:
-        """Ask so many times a second."""
+        """Ask so many times a second, as long as a connection is idle; times begin with sending."""
         tally, start, sent = Tally(seconds=seconds), time.perf_counter(), 0
         while sent < rate * seconds:
             due = start + sent / rate
-            wait = due - time.perf_counter()
+            wait = due - (now := time.perf_counter())
             if wait <= 0 and self._idle:
-                self._send(next(messages), due, tally)
+                self._send(next(messages), now, tally)
                 sent += 1
             elif self._idle:
                 self._receive(wait, tally)

@@ -45,6 +45,7 @@ class Application(FastAPI):
         limits = self.state.limits = Limits(
             PathTable(self.router.routes),
             in_flight=settings.max_in_flight,
+            wait=settings.pool_timeout,
             seconds=settings.request_timeout,
         )
         answers = CORS(Errors(limits), origins=settings.cors_origins)

@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     lock_timeout: float = Field(default=2.0, gt=0, le=60)
     prepared_statements: bool = True
     request_timeout: float = Field(default=30.0, gt=0, le=600)
-    max_in_flight: int = Field(default=500, ge=1, le=100_000)
+    max_in_flight: int = Field(default=100, ge=1, le=100_000)
     rate_limit: int = Field(default=0, ge=0, le=1_000_000)
     rate_limit_store: Literal["memory", "postgresql"] = "memory"
     rate_limit_failures: int = Field(default=0, ge=0, le=1_000_000)

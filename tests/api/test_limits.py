@@ -37,7 +37,7 @@ async def wire(database_url: str, short_folder: Path) -> AsyncIterator[Wire]:
 @pytest.fixture
 async def small(wire: Wire) -> AsyncIterator[Listening]:
     """The service, with a limit of three at once."""
-    limits = {"pool_size": FULL + 1, "max_in_flight": FULL, "lock_timeout": 30}
+    limits = {"pool_size": FULL + 1, "max_in_flight": FULL, "pool_timeout": 0.1, "lock_timeout": 30}
     async with listening(wire.url, **limits) as service:
         yield service
 
@@ -63,6 +63,13 @@ def in_flight(service: Listening) -> int:
     """Return what the service itself counts."""
     app: Any = service._running.config.loaded_app
     counted: int = app.state.limits.in_flight
+    return counted
+
+
+def at_the_door(service: Listening) -> int:
+    """Return how many wait for a place."""
+    app: Any = service._running.config.loaded_app
+    counted: int = app.state.limits._turns.waiting
     return counted
 
 
@@ -106,6 +113,64 @@ async def test_what_is_over_the_limit_is_refused_before_the_database(
     assert {answer.status_code for answer in await asyncio.gather(*changes)} == {200}
     assert in_flight(small) == 0
     assert (await small.request("GET", "/api/tasks", "alice")).status_code == 200
+
+
+async def test_burst_is_served_whole_the_newest_first(
+    database_url: str, sql: psycopg.Connection
+) -> None:
+    values = {"max_in_flight": 1, "pool_timeout": 30, "lock_timeout": 30}
+    async with listening(database_url, **values) as service:
+        task = await service.create("alice")
+        order: list[int] = []
+
+        async def add(number: int) -> int:
+            title = {"title": str(number)}
+            answer = await service.request("POST", "/api/tasks", "alice", json=title)
+            order.append(number)
+            return answer.status_code
+
+        with held(sql):
+            blocked = change(service, task)
+            await until(lambda: waiting(sql) == 1)
+            burst = []
+            for number in range(20):
+                burst.append(asyncio.create_task(add(number)))
+                await until(lambda: at_the_door(service) == len(burst))
+            assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
+            refused = await service.request("GET", "/api/tasks", "alice")
+            assert_is_busy(refused)  # at once: there is no place left to wait for one
+        assert await asyncio.gather(*burst) == [201] * 20
+        assert (await blocked).status_code == 200
+        assert order == list(reversed(range(20)))
+        assert (in_flight(service), at_the_door(service)) == (0, 0)
+        titles = sql.execute("SELECT title FROM tasks WHERE id <> %s ORDER BY id", [task["id"]])
+        assert [int(title) for (title,) in titles] == order
+
+
+async def test_bodies_that_stall_take_nobodys_place(
+    small: Listening, sql: psycopg.Connection
+) -> None:
+    fields = "Content-Type: application/json", "Content-Length: 14"
+    dawdlers = [await connect(small) for _ in range(5 * FULL)]
+    for _, writer in dawdlers:
+        writer.write(head("POST /api/tasks", *fields) + b'{"title"')
+    for _ in range(10):
+        assert (await small.request("GET", "/api/tasks", "bob")).status_code == 200
+    task = await small.create("alice")
+    with held(sql):
+        changes = [change(small, task) for _ in range(FULL)]
+        await until(lambda: waiting(sql) == FULL)
+        reader, writer = dawdlers.pop()
+        writer.write(b': "x"}')
+        assert (await reader.readline()) == b"HTTP/1.1 503 Service Unavailable\r\n"
+        writer.close()
+    await asyncio.gather(*changes)
+    for reader, writer in dawdlers:
+        writer.write(b': "x"}')
+        assert (await reader.readline()) == b"HTTP/1.1 201 Created\r\n"
+        writer.close()
+    assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (len(dawdlers) + 1,)
+    await until(lambda: in_flight(small) == 0)
 
 
 async def test_health_and_documents_are_answered_whatever_there_is_to_do(
@@ -216,9 +281,8 @@ async def test_count_comes_back_when_clients_leave(
         clients = [(await connect(small))[1] for _ in range(FULL)]
         for client in clients:
             client.write(request if waits_for == "a lock" else request[:-1])
-        await until(lambda: in_flight(small) == FULL)
         if waits_for == "a lock":
-            await until(lambda: waiting(sql) == FULL)
+            await until(lambda: in_flight(small) == waiting(sql) == FULL)
         for client in clients:
             client.transport.abort()
     await until(lambda: in_flight(small) == 0)
@@ -339,7 +403,7 @@ def limits(handler: Callable[[], Awaitable[None]], seconds: float, maximum: int 
         del scope, receive, send
         await handler()
 
-    return Limits(app, in_flight=maximum, seconds=seconds)
+    return Limits(app, in_flight=maximum, wait=0.01, seconds=seconds)
 
 
 async def ask(limited: Limits) -> None:

@@ -19,9 +19,10 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "settings": {"errors"},
-    "database": {"settings", "errors"},
+    "turns": {"errors"},
+    "database": {"turns", "settings", "errors"},
     "auth": {"database", "settings", "errors"},
-    "http": {"auth", "settings", "errors"},
+    "http": {"auth", "turns", "settings", "errors"},
     "tasks": {"http", "auth", "database", "settings", "errors"},
     "app": {"tasks", "http", "auth", "database", "settings", "errors"},
     "development": {"auth", "settings", "errors"},

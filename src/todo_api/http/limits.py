@@ -13,25 +13,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from todo_api.errors import Overloaded, RequestTimeout
 from todo_api.turns import Turns
 
-WAIT_SECONDS = 3.0
-"""How long a request waits for a place before it is refused."""
+WAITING = 20
+"""How many may wait for each place."""
 
 
 class Limits:
     """Has so many requests worked on at once, refuses what is over, ends what takes too long.
 
     What comes when all places are taken waits, and who came last is let in first. To refuse costs
-    half as much as to serve, so at twice the load that one core can carry, refusing everything at
-    once left a tenth of what it can do; this leaves most of it (`make load`).
+    half as much as to serve: at twice the load that one core can carry, refusing everything at
+    once left a tenth of what it can do; this leaves nine tenths (`make load`).
 
     The deadline comes from outside the handler's task and cancels it, whatever it waits for: a
     place, the database, the client's body, or the client to read a long list.
     """
 
-    def __init__(self, app: ASGIApp, *, in_flight: int, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, *, in_flight: int, wait: float, seconds: float) -> None:
         self._app = app
+        self._most_waiting = WAITING * in_flight
         self._seconds = seconds
-        self._turns: Turns[None] = Turns(in_flight, WAIT_SECONDS, Overloaded, newest_first=True)
+        self._turns: Turns[None] = Turns(in_flight, wait, Overloaded, newest_first=True)
 
     @property
     def in_flight(self) -> int:
@@ -75,6 +76,8 @@ class Limits:
             return message
 
         scope["step_aside"] = step_aside
+        if self._turns.waiting >= self._most_waiting:
+            raise Overloaded
         await self._turns.take()
         has_place = True
         try:
