@@ -57,7 +57,7 @@ async def service(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     monkeypatch.setattr(server, "listener", with_small_buffers)
     monkeypatch.setattr(server, "configuration", with_short_limits)
     values = {"pool_size": 4, "pool_timeout": 5, "log_level": "warning"}
-    async with listening(database_url, request_timeout=2 * SECONDS, **values) as running:
+    async with listening(database_url, request_timeout=6 * SECONDS, **values) as running:
         await running.client.aclose()
         running.client = httpx2.AsyncClient(  # which keeps no connection that the server may close
             base_url=running.client.base_url,
@@ -224,7 +224,7 @@ def fill(sql: psycopg.Connection, tasks: int) -> None:
 
 @pytest.mark.parametrize(
     ("tasks", "fields", "requests"),
-    [(40, b"", 1), (40, b"Connection: close\r\n", 5)],
+    [(40, b"", 1), (40, b"Connection: close\r\n", 5), (3000, b"", 5)],
 )
 async def test_lists_that_nobody_reads(
     service: Listening,
