@@ -16,7 +16,7 @@ import psutil
 import psycopg
 
 from soak.clients import Connections
-from soak.proxy import Proxy
+from support.network import Network
 from support.own_postgres import OwnPostgres
 from support.program import Program, serving
 
@@ -100,11 +100,11 @@ class Faults:
     """One fault after another, in an order that a seed decides. Each is over when it returns."""
 
     def __init__(
-        self, postgres: OwnPostgres, url: str, proxy: Proxy, copies: Copies, seed: int
+        self, postgres: OwnPostgres, url: str, network: Network, copies: Copies, seed: int
     ) -> None:
         self._postgres = postgres
         self._url = url
-        self._proxy = proxy
+        self._network = network
         self._copies = copies
         self._random = random.Random(seed)  # noqa: S311  no secret
         self.counts: Counter[str] = Counter()
@@ -162,19 +162,19 @@ class Faults:
             os.kill(frozen, signal.SIGCONT)
 
     async def _reset(self) -> None:
-        self._proxy.reset()
+        self._network.cut()
 
     async def _silence(self) -> None:
-        self._proxy.passing.clear()
+        self._network.passing.clear()
         await self._for_a_while()
         if self._random.random() < 0.5:  # noqa: PLR2004  as often as not
-            self._proxy.reset()
-        self._proxy.passing.set()
+            self._network.cut()
+        self._network.passing.set()
 
     async def _cut_answers(self) -> None:
-        self._proxy.cut_answers = True
+        self._network.cut_answers = True
         await asyncio.sleep(self._random.uniform(0.1, 0.6))
-        self._proxy.cut_answers = False
+        self._network.cut_answers = False
 
     def _sql(self, query: str) -> list[int]:
         with psycopg.connect(self._url, autocommit=True) as sql:

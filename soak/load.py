@@ -29,8 +29,8 @@ from urllib.parse import urlsplit
 import psutil
 import psycopg
 
+from soak.distance import at_a_distance
 from soak.generator import Generator, Tally
-from soak.proxy import at_a_distance
 from soak.verdict import Check, say, verdict
 from soak.workload import messages, seed
 from support.program import serving

@@ -1,6 +1,6 @@
 """`make soak`: users at work while everything below them breaks, at random and again and again.
 
-Two workers of the program, on a durable PostgreSQL of their own behind a proxy. Each client keeps
+Two workers of the program, on a durable PostgreSQL of their own behind a network. Each client keeps
 a ledger of what it was told. In the end every line of it is compared with the database.
 """
 
@@ -21,9 +21,9 @@ from psycopg.rows import dict_row
 from soak.clients import DEADLINE, KEPT, OWN, SHAPE, Client, Connections
 from soak.faults import SESSIONS, Copies, Faults
 from soak.ledger import Fate, Ledger
-from soak.proxy import Proxy
 from soak.verdict import Check, say, verdict
 from soak.watch import Watch
+from support.network import Network
 from support.own_postgres import OwnPostgres
 from support.service import SECRET
 
@@ -123,9 +123,9 @@ async def soaked(seconds: float, seed: int) -> list[Check]:
         postgres = await asyncio.to_thread(OwnPostgres, folder)
         stack.callback(postgres.stop)
         url = postgres.at("migrated")
-        proxy = await stack.enter_async_context(Proxy(url))
+        network = await stack.enter_async_context(Network(url))
         copies = stack.enter_context(
-            closing(Copies(folder, connections, DATABASE_URL=proxy.url, **VARIABLES))
+            closing(Copies(folder, connections, DATABASE_URL=network.url, **VARIABLES))
         )
         stack.push_async_callback(connections.close)
         clients = [
@@ -133,7 +133,7 @@ async def soaked(seconds: float, seed: int) -> list[Check]:
             for user in USERS
             for number in range(CLIENTS)
         ]
-        faults = Faults(postgres, url, proxy, copies, seed)
+        faults = Faults(postgres, url, network, copies, seed)
         soak = Soak(postgres, url, copies, faults, ledger, clients, Watch(copies.workers))
         await soak.run(seconds)
         sessions = len(rows(url, SESSIONS))

@@ -274,10 +274,10 @@ async def test_write_whose_answer_was_lost_is_not_repeated(
         b"write", b"WITH w AS (INSERT INTO log VALUES (1)) SELECT 'ok'", (), writes=True
     )
     async with Wire(database_url, short_folder) as wire, opened(wire.url) as database:
-        wire.swallow_answers = True
+        wire.cut_answers = True
         task = asyncio.create_task(database.run("alice", write, {}))
-        await until(lambda: wire.swallowed > 0)
-        wire.swallow_answers = False  # a second try would succeed
+        await until(lambda: wire.answers_cut > 0)
+        wire.cut_answers = False  # a second try would succeed
         with pytest.raises(DatabaseUnreachable):
             await task
         assert await echo(database) == b"hello"
@@ -288,10 +288,10 @@ async def test_read_whose_answer_was_lost_is_tried_again(
     database_url: str, short_folder: Path
 ) -> None:
     async with Wire(database_url, short_folder) as wire, opened(wire.url) as database:
-        wire.swallow_answers = True
+        wire.cut_answers = True
         task = asyncio.create_task(echo(database))
-        await until(lambda: wire.swallowed > 0)
-        wire.swallow_answers = False
+        await until(lambda: wire.answers_cut > 0)
+        wire.cut_answers = False
         assert await task == b"hello"
 
 

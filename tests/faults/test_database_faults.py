@@ -292,12 +292,12 @@ async def test_creation_whose_answer_was_cut_off_is_stored_once_and_500(
 ) -> None:
     """After COMMIT and before the reply nobody can know, so the service does not try again."""
     async with running_service(database_url, short_folder) as service:
-        service.wire.swallow_answers = True
+        service.wire.cut_answers = True
         creating = asyncio.create_task(
             service.request("POST", "/api/tasks", "alice", json={"title": "once"})
         )
-        await until(lambda: service.wire.swallowed > 0)
-        service.wire.swallow_answers = False  # a second try would succeed
+        await until(lambda: service.wire.answers_cut > 0)
+        service.wire.cut_answers = False  # a second try would succeed
         assert_error(await creating, 500)
         listed = await service.client.get("/readyz")
         assert listed.status_code == 200
@@ -310,13 +310,13 @@ async def test_connections_that_are_reset_idle_are_replaced(
 ) -> None:
     async with Network(database_url) as network, listening(network.url) as service:
         await service.create("alice")
-        assert network.reset() > 0
+        assert network.cut() > 0
         answers = await asyncio.gather(
             *(service.request("GET", "/api/tasks", "alice") for _ in range(10))
         )
         assert {answer.status_code for answer in answers} == {200}
         # A write is not repeated, so the cut has to be known before it is sent.
-        assert network.reset() > 0
+        assert network.cut() > 0
         await until(lambda: not backends(sql))
         created = await service.request("POST", "/api/tasks", "alice", json={"title": "x"})
         assert created.status_code == 201
@@ -334,7 +334,7 @@ async def test_connection_reset_in_flight_repeats_reads_alone(
             reading = asyncio.create_task(service.request("GET", "/api/tasks", "alice"))
             writing = asyncio.create_task(change(service, task, "y"))
             await until(lambda: waiting(sql) == 2)
-            network.reset()
+            network.cut()
             assert_error(await writing, 500)
             await until(lambda: waiting(sql) == 3)  # two that were cut, and the read again
             holder.rollback()
@@ -356,13 +356,13 @@ async def test_one_byte_a_second_is_given_up_in_time(database_url: str) -> None:
 async def test_database_that_wakes_up_slowly_is_waited_for(database_url: str) -> None:
     """Neon takes the connection at once and answers when it is awake."""
     async with Network(database_url) as network, listening(network.url) as service:
-        network.reset()
+        network.cut()
         network.awake.clear()
-        accepted = network.accepted
+        accepted = network.connections
         asking = [
             asyncio.create_task(service.request("GET", "/api/tasks", "alice")) for _ in range(4)
         ]
-        await until(lambda: network.accepted > accepted)
+        await until(lambda: network.connections > accepted)
         asyncio.get_running_loop().call_later(2, network.awake.set)
         assert (await service.request("GET", "/livez")).status_code == 200
         assert (await service.request("GET", "/api/tasks")).status_code == 401
@@ -376,16 +376,16 @@ async def test_database_that_never_wakes_up_is_given_up_in_time(database_url: st
         Network(database_url) as network,
         listening(network.url, connect_timeout=0.4, pool_size=2, pool_timeout=0.3) as service,
     ):
-        network.reset()
+        network.cut()
         network.awake.clear()
-        accepted = network.accepted
+        accepted = network.connections
         answers = await asyncio.gather(
             *(service.request("GET", "/api/tasks", "alice") for _ in range(20))
         )
         assert {answer.status_code for answer in answers} == {500, 503}
         for answer in answers:
             assert_error(answer, 500, 503)
-        assert network.accepted - accepted == 2
+        assert network.connections - accepted == 2
         assert_error(await service.request("GET", "/readyz"), 503)
         network.awake.set()
         assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200

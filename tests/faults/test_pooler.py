@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,55 @@ async def test_users_that_share_two_sessions_see_their_own_tasks_alone(
         await service.stop()
         await asyncio.to_thread(assert_sessions_are_clean, url, size)
     assert mixed(sql) == 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({"statement_timeout": 0.5}, id="longer than a statement may take"),
+        pytest.param({"request_timeout": 1}, id="longer than a request may take"),
+        pytest.param({"query_wait_timeout": 1}, id="longer than the pooler lets a client wait"),
+    ],
+)
+async def test_pooler_that_pauses_is_answered_in_time_and_then_forgotten(
+    database_url: str, short_folder: Path, owned: dict[str, list[int]], values: dict[str, float]
+) -> None:
+    wait = int(values.pop("query_wait_timeout", 120))
+    async with (
+        pooled(database_url, short_folder, size=2, query_wait_timeout=wait) as url,
+        listening(url, pool_size=4, prepared_statements=False, **values) as service,
+    ):
+        await Crowd(service, owned, 1).come()
+        await pooler.command(url, "PAUSE")
+        begun = time.monotonic()
+        for answer in await asyncio.gather(
+            *(change(service, owned, user) for user in list(owned)[:8])
+        ):
+            assert answer.status_code in {500, 503}
+            assert list(answer.json()) == ["error"]
+            assert int(answer.headers["retry-after"]) > 0
+        assert time.monotonic() - begun < 15
+        await pooler.command(url, "RESUME")
+        await until_answered(service)
+        await pooler.command(url, "RECONNECT")
+        crowd = Crowd(service, owned, 1)
+        await crowd.come()
+        assert crowd.statuses == {200: 4 * USERS, 404: USERS}
+
+
+def change(
+    service: Listening, owned: dict[str, list[int]], user: str
+) -> Coroutine[Any, Any, httpx2.Response]:
+    path = f"/api/tasks/{owned[user][0]}"
+    return service.request("PUT", path, user, json={"description": user})
+
+
+async def until_answered(service: Listening) -> None:
+    """Wait until the pool has got rid of what was lost in the pause."""
+    for _ in range(100):
+        if (await service.request("GET", "/api/tasks", "user 1")).status_code == 200:
+            return
+    raise AssertionError("the service has not recovered")
 
 
 async def test_statements_prepared_by_mistake_mix_nobodys_tasks(

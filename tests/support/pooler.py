@@ -12,6 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+import psycopg
+from psycopg import conninfo
+
 from support.network import Network
 from support.waiting import until
 
@@ -36,13 +39,19 @@ def version() -> tuple[int, ...]:
 
 @asynccontextmanager
 async def pooled(
-    url: str, folder: Path, *, size: int, prepared_statements: int = 0
+    url: str,
+    folder: Path,
+    *,
+    size: int,
+    prepared_statements: int = 0,
+    query_wait_timeout: int = 120,
 ) -> AsyncIterator[str]:
     """Run the pooler in front of the database at `url`, with so many sessions; give its address."""
     account = ["-u", "nobody"] if os.geteuid() == 0 else []
     async with Network(url) as network:
         configuration = folder / "pgbouncer.ini"
-        configuration.write_text(_configuration(network.port, folder, size, prepared_statements))
+        text = _configuration(network.port, folder, size, prepared_statements)
+        configuration.write_text(f"{text}query_wait_timeout = {query_wait_timeout}\n")
         if account:
             os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
         with (folder / "log").open("w") as log:
@@ -57,6 +66,13 @@ async def pooled(
             await process.wait()
 
 
+async def command(url: str, words: str) -> None:
+    """Tell the pooler at `url` something, as its administrator."""
+    console = conninfo.make_conninfo(url, dbname="pgbouncer", user="postgres")
+    async with await psycopg.AsyncConnection.connect(console, autocommit=True) as administrator:
+        await administrator.execute(words.encode())
+
+
 def _configuration(port: int, folder: Path, size: int, prepared_statements: int) -> str:
     prepared = f"max_prepared_statements = {prepared_statements}"
     return f"""
@@ -69,6 +85,7 @@ max_client_conn = 200
 listen_port = 5432
 unix_socket_dir = {folder}
 auth_type = any
+admin_users = postgres
 {prepared if version() >= PREPARES_FROM else ""}
 """
 
