@@ -37,7 +37,6 @@ from support.program import serving
 from support.service import SECRET
 from todo_api.database import migrations
 from todo_api.database.embedded import EmbeddedPostgres
-from todo_api.settings import Settings
 
 AT_ONCE = 100
 """How many requests are under way at once, at most, to find out what can be carried."""
@@ -48,12 +47,19 @@ CONNECTIONS = 2000
 ROUNDS = 3
 FACTOR = 2.0
 GOODPUT = 0.9
-POOL_TIMEOUT: float = Settings.model_fields["pool_timeout"].default
 MEMORY = 50e6
 """What the program may keep in bytes: Python gives back little of what it once had."""
 
 BESIDE_REQUESTS = 100
 """Transactions that no request asked for: sessions that begin, the start, autovacuum."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How the program is set."""
+
+    in_flight: int
+    wait: float
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ class Bench:
 class Outcome:
     """Everything that the checks look at."""
 
-    in_flight: int
+    limits: Limits
     most: list[Tally]
     """Before, between and after the rounds."""
     over: list[Tally]
@@ -143,14 +149,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30, help="at twice the load")
     parser.add_argument("--milliseconds", type=float, default=20, help="to PostgreSQL and back")
     parser.add_argument("--max-in-flight", type=int, default=100, help="MAX_IN_FLIGHT")
+    parser.add_argument("--wait", type=float, default=3, help="POOL_TIMEOUT, in seconds")
     parser.add_argument("--counts-alone", action="store_true", help="judge nothing measured")
     options = parser.parse_args()
-    outcome = measure(options.seconds, options.milliseconds / 1000, options.max_in_flight)
+    limits = Limits(options.max_in_flight, options.wait)
+    outcome = measure(options.seconds, options.milliseconds / 1000, limits)
     say()
     return verdict(list(checks(outcome)), measured=not options.counts_alone)
 
 
-def measure(seconds: float, distance: float, in_flight: int) -> Outcome:
+def measure(seconds: float, distance: float, limits: Limits) -> Outcome:
     """Start everything, and drive it."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[1:] or cores)
@@ -161,7 +169,7 @@ def measure(seconds: float, distance: float, in_flight: int) -> Outcome:
         migrations.migrate(postgres.url)
         seed(postgres.url)
         transactions = count(postgres.url, TRANSACTIONS)
-        with at_a_distance(postgres.url, distance) as url, started(name, url, in_flight) as bench:
+        with at_a_distance(postgres.url, distance) as url, started(name, url, limits) as bench:
             bench.process.cpu_affinity(cores[:1])
             gc.disable()
             bench.closed_loop("warming up", seconds / 10)
@@ -174,7 +182,7 @@ def measure(seconds: float, distance: float, in_flight: int) -> Outcome:
                 most.append(bench.closed_loop("at once afterwards", each / 2))
             end = bench.state()
         return Outcome(
-            in_flight,
+            limits,
             most,
             over,
             before,
@@ -198,12 +206,17 @@ def count(url: str, query: str) -> int:
 
 
 @contextmanager
-def started(folder: str, url: str, in_flight: int) -> Iterator[Bench]:
+def started(folder: str, url: str, limits: Limits) -> Iterator[Bench]:
     """Run the program, with row security on and everything else as it comes."""
-    variables = {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET}
-    with serving(Path(folder), **variables, MAX_IN_FLIGHT=str(in_flight)) as program:
+    variables = {
+        "DATABASE_URL": url,
+        "BETTER_AUTH_SECRET": SECRET,
+        "MAX_IN_FLIGHT": str(limits.in_flight),
+        "POOL_TIMEOUT": str(limits.wait),
+    }
+    with serving(Path(folder), **variables) as program:
         process = psutil.Process(program.process.pid)
-        yield Bench(program.address, process, messages(), min(AT_ONCE, in_flight // 2))
+        yield Bench(program.address, process, messages(), min(AT_ONCE, limits.in_flight))
         program.stop()
 
 
@@ -259,11 +272,11 @@ def measured_checks(it: Outcome) -> Iterator[Check]:
         f"at once afterwards too: {GOODPUT:.0%}", f"{again:.0%}", again >= GOODPUT, "measured"
     )
     # Little: so many in flight, at such a rate, take so long on average. Before that they wait.
-    bound = POOL_TIMEOUT + 2 * it.in_flight / median(most)
+    bound = it.limits.wait + 2 * it.limits.in_flight / median(most)
     p99 = median(tally.percentile(99) for tally in it.over)
     yield Check(
-        f"p99 of what was accepted, below {POOL_TIMEOUT:.0f} s for a place"
-        f" + 2 x {it.in_flight} in flight / the rate = {bound:.2f} s",
+        f"p99 of what was accepted, below {it.limits.wait:g} s for a place"
+        f" + 2 x {it.limits.in_flight} in flight / the rate = {bound:.2f} s",
         f"{p99:.2f} s",
         p99 <= bound,
         "measured",

@@ -53,7 +53,8 @@ def template(postgres: str) -> str:
 def database_url(postgres: str, template: str) -> Iterator[str]:
     """The address of a migrated database of the test's own."""
     name = f"test_{next(numbers)}"
-    _execute(postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
+    # The other strategy writes all of it to the WAL: 25 to 120 ms in place of 15 (measured).
+    _execute(postgres, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     yield at_database(postgres, name)
     _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -70,7 +70,7 @@ def own(own_postgres: OwnPostgres) -> Iterator[OwnPostgres]:
 def own_url(own: OwnPostgres) -> str:
     """A migrated database of the test's own on that server."""
     name = f"own_{next(numbers)}"
-    execute(own.url, f"CREATE DATABASE {name} TEMPLATE migrated")
+    execute(own.url, f"CREATE DATABASE {name} TEMPLATE migrated STRATEGY FILE_COPY")
     return own.at(name)
 
 
