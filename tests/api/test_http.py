@@ -1,6 +1,7 @@
 """What every response has in common, and what HTTP asks for beside the operations."""
 
 import json
+from itertools import product
 from typing import Any
 
 import pytest
@@ -39,21 +40,22 @@ async def test_wrong_verb_is_405_with_allow_and_without_a_token(
     assert (options.status_code, options.headers["allow"], options.content) == (204, allow, b"")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("/", "/api", "/api/", "/tasks", "/api/tasks/", "/api/tasks/1/", "/api/tasks/1/complete/"),
-        *("/api/alice/tasks/", "//api/tasks", "/api//tasks"),
-        *("/API/tasks", "/health/", "/redoc", "/docs/", "/metrics", "/api/alice", "/api/tasks/1/x"),
-        *("/docs/nothing.js", "/api/tasks%0A", "/health%0A", "/api%2Ftasks", "/api/tasks%2F1"),
-    ],
-)
-async def test_unknown_path_is_404_without_a_token(service: Service, path: str) -> None:
-    for verb in ("GET", "POST", "DELETE"):
-        response = await service.request(verb, path)
-        assert response.status_code == 404
-        assert "location" not in response.headers
-    assert (await service.request("GET", path)).json() == {"error": "Not found"}
+UNKNOWN_PATHS = [
+    *("/", "/api", "/api/", "/tasks", "/api/tasks/", "/api/tasks/1/", "/api/tasks/1/complete/"),
+    *("/api/alice/tasks/", "//api/tasks", "/api//tasks"),
+    *("/API/tasks", "/health/", "/redoc", "/docs/", "/metrics", "/api/alice", "/api/tasks/1/x"),
+    *("/docs/nothing.js", "/api/tasks%0A", "/health%0A", "/api%2Ftasks", "/api/tasks%2F1"),
+]
+
+
+async def test_unknown_path_is_404_without_a_token(
+    service: Service, subtests: pytest.Subtests
+) -> None:
+    for path, verb in product(UNKNOWN_PATHS, ("GET", "POST", "DELETE")):
+        with subtests.test(f"{verb} {path}"):
+            response = await service.request(verb, path)
+            assert (response.status_code, response.json()) == (404, {"error": "Not found"})
+            assert "location" not in response.headers
 
 
 async def test_path_of_both_families_is_token_scoped(service: Service) -> None:

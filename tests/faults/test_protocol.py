@@ -20,13 +20,30 @@ BODY = b'{"title": "x"}'
 WHOLE = LINE + SIGNED + b"Content-Length: 14\r\nConnection: close\r\n\r\n" + BODY
 
 
-@pytest.fixture
-def program(tmp_path: Path, database_url: str) -> Iterator[Program]:
-    with serving(tmp_path, DATABASE_URL=database_url, BETTER_AUTH_SECRET=SECRET) as program:
+@pytest.fixture(scope="module")
+def database_url(database_url_of_module: str) -> str:
+    return database_url_of_module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("program")
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path, database_url: str) -> Iterator[Program]:
+    with serving(folder, DATABASE_URL=database_url, BETTER_AUTH_SECRET=SECRET) as program:
         yield program
-        assert httpx2.get(f"{program.address}/livez").status_code == 200
         assert program.stop() == 0
-    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.fixture
+def program(running: Program, folder: Path, sql: psycopg.Connection) -> Iterator[Program]:
+    """The program, which every test has to leave unharmed, on an empty database."""
+    sql.execute("TRUNCATE users CASCADE")
+    yield running
+    assert httpx2.get(f"{running.address}/livez").status_code == 200
+    assert "Traceback" not in (folder / "log").read_text()
 
 
 def connect(program: Program) -> socket.socket:
