@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from todo_api.errors import ApiError
@@ -12,17 +13,26 @@ Value = TypeVar("Value")
 class Turns(Generic[Value]):
     """A number of places. Whoever leaves hands his on, so that nobody is woken in vain.
 
+    With a place may go what it is a place at; where nobody waits, `keep` gets that.
+
     With `newest_first`, whoever came last is served first: where more comes than can be served,
     somebody has to wait in vain, and it is better that some wait long than that all do. The work
     of the newest is also still in the processor's caches.
     """
 
     def __init__(
-        self, places: int, seconds: float, refusal: type[ApiError], *, newest_first: bool = False
+        self,
+        places: int,
+        seconds: float,
+        refusal: type[ApiError],
+        *,
+        keep: Callable[[Value], None] = lambda _: None,
+        newest_first: bool = False,
     ) -> None:
         self._places = places
         self._seconds = seconds
         self._refusal = refusal
+        self._keep = keep
         self._next = deque.pop if newest_first else deque.popleft
         self.taken = 0
         self._waiting: deque[asyncio.Future[Value | None]] = deque()
@@ -54,15 +64,16 @@ class Turns(Generic[Value]):
         finally:
             deadline.cancel()
 
-    def hand_on(self, value: Value | None = None) -> bool:
-        """Leave a place, with a value for whoever is next. False: there was nobody."""
+    def hand_on(self, value: Value | None = None) -> None:
+        """Leave a place, with a value for whoever is next."""
         while self._waiting:
             turn = self._next(self._waiting)
             if not turn.done():
                 turn.set_result(value)
-                return True
+                return
         self.taken -= 1
-        return False
+        if value is not None:
+            self._keep(value)
 
     def _refuse(self, turn: asyncio.Future[Value | None]) -> None:
         if not turn.done():

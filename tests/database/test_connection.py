@@ -188,7 +188,7 @@ async def test_free_connection_goes_to_whoever_waits_longest(database_url: str) 
         tasks = [asyncio.create_task(ask(str(number))) for number in range(6)]
         await until(lambda: database.pool.levels()["pool_waiting"] == 6)
         tasks[3].cancel()
-        database.pool._free(connection)
+        database.pool._turns.hand_on(connection)
         await asyncio.gather(*tasks, return_exceptions=True)
         assert order == ["0", "1", "2", "4", "5"]
         assert (len(database.pool._open), database.pool._turns.taken) == (1, 0)
@@ -198,10 +198,11 @@ async def test_free_connection_goes_to_whoever_waits_longest(database_url: str) 
 async def test_cancelled_at_the_moment_of_its_turn_passes_it_on(
     database: Database, also_lost: bool
 ) -> None:
+    """To the next one, or where there is none, back to the pool."""
     first, second = await database.pool.take(), await database.pool.take()
     waiting = [asyncio.create_task(database.pool.take()) for _ in range(2)]
     await until(lambda: database.pool.levels()["pool_waiting"] == 2)
-    database.pool._free(first)
+    database.pool._turns.hand_on(first)
     waiting[0].cancel()
     if also_lost:
         first.close()
@@ -210,8 +211,14 @@ async def test_cancelled_at_the_moment_of_its_turn_passes_it_on(
     last = await waiting[1]
     assert (last is first) == (not also_lost)
     assert not last.closed
+    alone = asyncio.create_task(database.pool.take())
+    await until(lambda: database.pool.levels()["pool_waiting"] == 1)
     for connection in (second, last):
-        database.pool._free(connection)
+        database.pool._turns.hand_on(connection)
+    alone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await alone
+    assert {connection for connection, _ in database.pool._idle} == {second, last}
     assert await echo(database) == b"hello"
     assert database.pool._turns.taken == 0
 

@@ -40,7 +40,7 @@ class Pool:
         self._session = session
         self._on_trouble = on_trouble
         self._turns: Turns[Connection] = Turns(
-            settings.pool_size, settings.pool_timeout, DatabaseBusy
+            settings.pool_size, settings.pool_timeout, DatabaseBusy, keep=self._keep
         )
         self._idle: list[tuple[Connection, float]] = []
         self._open: set[Connection] = set()
@@ -112,10 +112,8 @@ class Pool:
                 return connection
         return None
 
-    def _free(self, connection: Connection) -> None:
-        """Take back a connection whose Sync has arrived."""
-        if not self._turns.hand_on(connection):
-            self._idle.append((connection, time.monotonic()))
+    def _keep(self, connection: Connection) -> None:
+        self._idle.append((connection, time.monotonic()))
 
     def _lost(self, connection: Connection) -> None:
         self._open.discard(connection)
@@ -147,7 +145,7 @@ class Pool:
             self._conninfo,
             session=self._session,
             prepare=self._settings.prepared_statements,
-            on_free=self._free,
+            on_free=self._turns.hand_on,
             on_lost=self._lost,
         )
         self._open.add(connection)
