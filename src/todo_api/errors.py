@@ -16,6 +16,7 @@ Each class carries its status, its message and its headers, so one handler
     ├── MethodNotAllowed         405
     ├── BodyTooLarge             413
     ├── UnsupportedMediaType     415
+    ├── HeaderFieldsTooLarge     431
     ├── TooManyRequests          429
     ├── InternalError            500
     │   └── DatabaseUnreachable  500
@@ -141,6 +142,12 @@ class UnsupportedMediaType(ApiError):
     status = 415
     message = "Content-Type must be application/json"
     headers: Mapping[str, str] = {"Accept": "application/json"}
+
+
+class HeaderFieldsTooLarge(ApiError):
+    """The request line and its header fields are over the limit (RFC 6585, section 5)."""
+
+    status = 431
 
 
 class TooManyRequests(ApiError):

@@ -6,8 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from sqlalchemy import NullPool, create_engine
 from sqlmodel import SQLModel
 
 from support.service import Service, running_service
+from support.waiting import wait_for
 from todo_api.database import migrations, row_security, schema
 from todo_api.database.address import conninfo
 from todo_api.errors import StartupError
@@ -471,13 +471,6 @@ def is_waiting(url: str, query: str) -> bool:
         " AND wait_event_type = 'Lock' AND wait_event = 'relation'",
     )
     return any(query in said for (said,) in waiting)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_newest_schema_is_known_without_alembic(database_url: str, empty_database_url: str) -> None:

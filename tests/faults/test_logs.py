@@ -19,6 +19,7 @@ import pytest
 from support.network import Network
 from support.program import Program, serving
 from support.service import ORIGIN, SECRET, bearer, token
+from support.waiting import wait_for
 from todo_api.http.body import MAXIMUM_BYTES
 
 KEYS = {"BETTER_AUTH_SECRET": SECRET, "LOG_FORMAT": "json"}
@@ -113,13 +114,6 @@ class Log:
         found = [event for event in self.events if event["request_id"] == request_id]
         assert len(found) == 1, found
         return found[0]
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.01)
 
 
 @contextmanager

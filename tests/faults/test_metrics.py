@@ -7,7 +7,7 @@ import subprocess
 import time
 from asyncio import to_thread
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection, HTTPResponse
@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.program import Program, command, environment, serving
 from support.publisher import Publisher
 from support.service import ORIGIN, SECRET, bearer, token
+from support.waiting import wait_for
 from todo_api.http.metrics import BUCKETS
 
 KEYS = {"BETTER_AUTH_SECRET": SECRET, "LOG_LEVEL": "warning"}
@@ -118,13 +119,6 @@ class Meter:
             return answer
         finally:
             connection.close()
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.05)
 
 
 @contextmanager

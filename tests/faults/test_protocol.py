@@ -5,6 +5,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -13,6 +14,7 @@ import pytest
 
 from support.program import Program, serving
 from support.service import SECRET, bearer, token
+from support.waiting import wait_for
 
 LINE = b"POST /api/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 SIGNED = f"Authorization: Bearer {token('alice')}\r\n".encode()
@@ -272,3 +274,31 @@ def test_broken_request_behind_one_in_flight_does_not_answer_for_it(
         answer = read(connection)
     assert status(answer) == 201
     assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_what_is_no_request_is_answered_and_logged_like_one(program: Program, folder: Path) -> None:
+    fields = b"Host: x\r\nOrigin: http://localhost:3000\r\nX-Request-ID: broken-1\r\n"
+    kinds = {
+        b"GET /api/tasks HTTP/1.1\r\n" + fields + b"Content-Length: x\r\n\r\n": 400,
+        b"GET /api/tasks HTTP/1.1\r\n" + fields + b"A: b\r\n" * 300 + b"\r\n": 431,
+    }
+    for request, expected in kinds.items():
+        before = len(lines_of(folder))
+        head, _, body = exchange(program, request).partition(b"\r\n\r\n")
+        names = [line.partition(b":")[0] for line in head.lower().split(b"\r\n")]
+        assert status(head) == expected
+        assert list(json.loads(body)) == ["error"]
+        assert b"access-control-allow-origin: http://localhost:3000" in head.lower()
+        assert b"x-request-id: broken-1" in head.lower()
+        assert {b"cache-control", b"vary", b"x-content-type-options"} <= set(names)
+        assert b"connection: close" in head.lower()
+        wait_for(partial(lines_of, folder, before))
+        (line,) = lines_of(folder, before)
+        assert line["request_id"] == "broken-1"
+        assert (line["method"], line["route"], line["status"]) == ("-", "none", expected)
+
+
+def lines_of(folder: Path, start: int = 0) -> list[dict[str, object]]:
+    """Return what the program has logged of requests, from one of them on."""
+    lines = map(json.loads, (folder / "log").read_text().splitlines()[1:])
+    return [line for line in lines if line["event"] == "request"][start:]

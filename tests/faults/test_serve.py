@@ -18,6 +18,7 @@ import pytest
 
 from support.program import Program, command, environment, serving
 from support.service import SECRET, bearer
+from support.waiting import wait_for
 from todo_api.database.migrations import ADVISORY_LOCK
 
 KEYS = {"BETTER_AUTH_SECRET": SECRET, "LOG_LEVEL": "warning"}
@@ -129,13 +130,6 @@ def accepts(program: Program) -> bool:
         return httpx2.get(f"{program.address}/livez", timeout=1).status_code == 200
     except httpx2.TransportError:
         return False
-
-
-def wait_for(condition: object) -> None:
-    deadline = time.monotonic() + 15
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.01)
 
 
 def test_killed_worker_is_replaced(tmp_path: Path, database_url: str) -> None:

@@ -25,6 +25,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 from support.program import Program, command, environment, serving
 from support.service import ORIGIN, SECRET, bearer, token
+from support.waiting import wait_for
 
 KEYS = {"BETTER_AUTH_SECRET": SECRET, "LOG_LEVEL": "warning"}
 SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_METRIC_EXPORT_INTERVAL": "100"}
@@ -114,13 +115,6 @@ def traced(
         httpx2.Client(base_url=program.address, trust_env=False, timeout=15) as client,
     ):
         yield program, client
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.01)
 
 
 def attributes(holder: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Waiting for what will happen, with a limit."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 
@@ -9,3 +10,11 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait, without a loop, until the condition holds; after fifteen seconds the test fails."""
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.01)

@@ -109,6 +109,8 @@ class Errors:
             await send(message)
 
         try:
+            if "refused" in scope:  # by the protocol: there is no request to serve
+                raise scope["refused"]  # noqa: TRY301  answered like any other error
             await self._app(scope, receive, remember_start)
         except (Exception, CancelledError) as error:  # noqa: BLE001  every one ends here
             ours = _as_ours(error, scope["request_id"])

@@ -7,7 +7,6 @@ before its body had been read.
 """
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from itertools import chain
@@ -22,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from todo_api.http.envelope import request_id
+from todo_api.errors import ApiError, BadRequest, HeaderFieldsTooLarge
 
 HEAD_BYTES = 65_536
 HEAD_FIELDS = 256
@@ -151,7 +150,8 @@ class StrictProtocol(HttpToolsProtocol):
         self._unanswered: deque[_Exchange] = deque()
         self._unwanted: int | None = None
         self._lingering: int | None = None
-        self._refusal = 400, "The request is not valid HTTP/1.1"
+        self._half_closed = False
+        self._refusal: ApiError = BadRequest("The request is not valid HTTP/1.1")
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived; of a refused request, throw it away."""
@@ -344,22 +344,29 @@ class StrictProtocol(HttpToolsProtocol):
             self._unanswered[-1].keep_alive = False
             self._lingering = 0
             return
+        known = self.headers if self._head_open or self._unanswered else None
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
-        status, message = self._refusal
-        body = json.dumps({"error": message}).encode()
-        self.transport.write(
-            STATUS_LINE[status]
-            + b"content-type: application/json\r\nconnection: close\r\n"
-            + f"content-length: {len(body)}\r\n".encode()
-            + b"x-request-id: %b\r\n\r\n" % request_id(self.headers or [])
-            + body
-        )
-        self._linger()
+        self._lingering = 0
+        self._start_asgi_task(self._refusing_exchange(known or []), self.app)
+
+    def _refusing_exchange(self, headers: Sequence[tuple[bytes, bytes]]) -> _Exchange:
+        """Have the application answer, so that this is an error like any other: logged, counted."""
+        super().on_message_begin()
+        self.headers.extend(headers)
+        self.scope["method"] = "-"
+        self.scope["path"], self.scope["raw_path"], self.scope["query_string"] = "", b"", b""
+        self.scope["refused"] = self._refusal  # type: ignore[typeddict-unknown-key]
+        exchange = self.cycle = self._exchange()
+        exchange.keep_alive = False
+        self._unanswered.append(exchange)
+        return exchange
 
     def _refuse_head(self) -> None:
-        self._refusal = 431, f"The header fields must be {HEAD_BYTES} bytes or less"
+        self._refusal = HeaderFieldsTooLarge(
+            f"The header fields must be {HEAD_BYTES} bytes or less"
+        )
         raise _Refused
 
     def _resume_without_upgrade(self, rest: bytes) -> None:
@@ -380,9 +387,9 @@ class StrictProtocol(HttpToolsProtocol):
 
     def _linger(self) -> None:
         """Say that nothing more will be sent, and close when the client has had time to read."""
-        if self._lingering is not None or self.transport.is_closing():
+        if self._half_closed or self.transport.is_closing():
             return
-        self._lingering = 0
+        self._half_closed, self._lingering = True, 0
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.timeout_keep_alive_handler)
