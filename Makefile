@@ -21,7 +21,7 @@ run: .venv/runtime ## Serve on 127.0.0.1:8000, with a database of its own
 
 .PHONY: test
 test: .venv/development .venv/issuer ## Run every test, on a real PostgreSQL
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 .PHONY: check
 check: .venv/development ## Lint, types, architecture

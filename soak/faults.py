@@ -12,7 +12,6 @@ from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 
-import psutil
 import psycopg
 
 from soak.clients import Connections
@@ -73,15 +72,7 @@ class Copies:
 
     def workers(self) -> list[psutil.Process]:
         """Return the newest copy's processes that serve."""
-        if self.program is None:
-            return []
-        found = []
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self.program.process.pid).children():
-                with suppress(psutil.NoSuchProcess):
-                    if "spawn_main" in " ".join(child.cmdline()):
-                        found.append(child)
-        return found
+        return self.program.workers() if self.program else []
 
     def complaints(self) -> list[str]:
         """Return what the logs say of a fault of our own: an unexpected error, a traceback."""

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import os
 import re
 import signal
 import sys
@@ -34,6 +35,7 @@ cli = typer.Typer(
 
 def main() -> None:
     """Run a command. What cannot start says why in one line and exits with 1."""
+    _open_what_is_closed()
     if sys.argv[1:2] == ["serve"]:  # to end it is no failure, however early; other commands it is
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: sys.exit(0))
@@ -42,6 +44,16 @@ def main() -> None:
         cli()
     except StartupError as error:
         sys.exit(f"todo-api: {error}")
+
+
+def _open_what_is_closed() -> None:
+    """Lead closed standard files nowhere: a socket in their place would get what is printed."""
+    standard_output, standard_error = 1, 2
+    while (number := os.open(os.devnull, os.O_RDWR)) <= standard_error:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout = sys.stdout or os.fdopen(standard_output, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(standard_error, "w", closefd=False)
 
 
 @cli.command()

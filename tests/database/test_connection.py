@@ -546,3 +546,50 @@ async def test_long_answer_given_up_frees_its_slot(database: Database) -> None:
     await until(lambda: database.pool._turns.taken == 0)
     assert await echo(database) == b"hello"
     assert database._reading_on == 0
+
+
+async def test_reader_that_stops_is_no_doubt_about_the_database(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("todo_api.database.connection.PAUSE_SECONDS", 0.05)
+    _, rest = await database.read("5000", MANY)
+    assert rest is not None
+    await until(lambda: not database.pool._open)
+    assert await database.why_not_ready() is None
+    assert not database.pool._open, "it was asked"
+    rest.close()
+
+
+async def test_full_pool_is_not_said_to_be_out_of_order(database_url: str) -> None:
+    async with opened(database_url, pool_size=1, pool_timeout=0.05) as database:
+        connection = await database.pool.take()
+        database._doubt()
+        assert await database.why_not_ready() == "No connection to the database is free"
+        database.pool._turns.hand_on(connection)
+        assert await database.why_not_ready() is None
+
+
+FAILING = Statement(
+    b"failing",
+    b"SELECT repeat('x', 1000) || 1 / (3000 - n) FROM generate_series(1, 5000) AS n",
+    (),
+    writes=False,
+    many=True,
+)
+
+
+async def test_long_answer_that_failed_leaves_its_connection_to_others(database: Database) -> None:
+    """It is free once its error is here, before whoever reads has noticed."""
+    _, rest = await database.read("alice", FAILING)
+    assert rest is not None
+    (connection,) = database.pool._open
+    with pytest.raises(InternalError):
+        async for _ in rest:
+            pass
+    writing = asyncio.create_task(
+        database.run("bob", Statement(b"pid2", PID.sql, (), writes=True), {})
+    )
+    await until(lambda: connection.busy or writing.done())
+    rest.close()
+    assert len(await writing) == 1
+    assert database.pool._open == {connection}

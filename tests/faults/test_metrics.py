@@ -156,14 +156,6 @@ def listeners(process: psutil.Process) -> set[tuple[str, int]]:
     }
 
 
-def workers(program: Program) -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process(program.process.pid).children()
-        if child.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(child.cmdline())
-    ]
-
-
 def exercise(meter: Meter) -> Counter[tuple[str, ...]]:
     """Send one request of each kind, and return what has to be counted."""
     sent: Counter[tuple[str, ...]] = Counter()
@@ -304,11 +296,11 @@ def test_workers_are_added_up_and_one_that_dies_is_not_missed(
         assert_names_and_labels(meter.text())
         known = {meter.process() for _ in range(20)}
         sent["GET", "/livez", "200"] += 20
-        victim = workers(meter.program)[0]
+        victim = meter.program.workers()[0]
         victim.kill()
         victim.wait()
         wait_for(lambda: meter.requests() == sent)
-        wait_for(lambda: len(workers(meter.program)) == 2)
+        wait_for(lambda: len(meter.program.workers()) == 2)
         while meter.process() in known:  # until the new one answers
             sent["GET", "/livez", "200"] += 1
         sent["GET", "/livez", "200"] += 1

@@ -276,6 +276,21 @@ def test_broken_request_behind_one_in_flight_does_not_answer_for_it(
     assert answer.count(b"HTTP/1.1") == 1
 
 
+def test_client_that_sends_ahead_and_leaves_is_no_error(program: Program, folder: Path) -> None:
+    document = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    for _ in range(5):
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            host, _, port = program.address.removeprefix("http://").partition(":")
+            connection.connect((host, int(port)))
+            connection.sendall(document * 5)
+            connection.recv(1)
+            hang_up = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, hang_up)
+    assert status(exchange(program, WHOLE)) == 201
+    assert "unexpected error" not in (folder / "log").read_text()
+
+
 def test_what_is_no_request_is_answered_and_logged_like_one(program: Program, folder: Path) -> None:
     fields = b"Host: x\r\nOrigin: http://localhost:3000\r\nX-Request-ID: broken-1\r\n"
     kinds = {

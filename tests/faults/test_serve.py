@@ -132,23 +132,41 @@ def accepts(program: Program) -> bool:
         return False
 
 
+def test_program_without_standard_files_serves_and_ends(tmp_path: Path, database_url: str) -> None:
+    """As some supervisors start it: no descriptor 0 to 2 may become a socket."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = "127.0.0.1", free.getsockname()[1]
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    process = subprocess.Popen(
+        [*closed, *command("serve", "--port", str(address[1]))],
+        cwd=tmp_path,
+        env=environment(DATABASE_URL=database_url, **KEYS),
+    )
+    try:
+        wait_for(lambda: answers(address))
+        files = [str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)]
+        assert files == ["/dev/null"] * 3
+    finally:
+        process.terminate()
+    assert process.wait(15) == 0
+
+
+def answers(address: tuple[str, int]) -> bool:
+    try:
+        return httpx2.get("http://{}:{}/livez".format(*address)).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
 def test_killed_worker_is_replaced(tmp_path: Path, database_url: str) -> None:
     with serving(tmp_path, "--workers", "2", DATABASE_URL=database_url, **KEYS) as program:
         wait_for(lambda: accepts(program))
-        workers = spawned(program)
+        workers = program.workers()
         assert len(workers) == 2
         workers[0].kill()
-        wait_for(lambda: len(spawned(program)) == 2 and workers[0] not in spawned(program))
+        wait_for(lambda: len(program.workers()) == 2 and workers[0] not in program.workers())
         wait_for(lambda: accepts(program))
         assert program.stop() == 0
-
-
-def spawned(program: Program) -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process(program.process.pid).children()
-        if child.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(child.cmdline())
-    ]
 
 
 def test_program_outlives_a_crash_of_its_embedded_database(tmp_path: Path) -> None:
@@ -168,7 +186,7 @@ def test_program_outlives_a_crash_of_its_embedded_database(tmp_path: Path) -> No
 def test_workers_and_database_end_when_the_program_is_killed(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2") as program:
         wait_for(lambda: accepts(program))
-        family = spawned(program)
+        family = program.workers()
         program.process.kill()
         program.process.wait()
         psutil.wait_procs(family, timeout=15)
@@ -292,11 +310,11 @@ def test_worker_dies_while_the_database_takes_no_logins(
     with serving(
         tmp_path, "--workers", "2", DATABASE_URL=url, AUTO_MIGRATE="off", **KEYS
     ) as program:
-        wait_for(lambda: len(spawned(program)) == 2 and accepts(program))
+        wait_for(lambda: len(program.workers()) == 2 and accepts(program))
         sql.execute("ALTER ROLE flaky NOLOGIN")
-        victim = spawned(program)[0]
+        victim = program.workers()[0]
         victim.kill()
-        wait_for(lambda: len(spawned(program)) == 2 and victim not in spawned(program))
+        wait_for(lambda: len(program.workers()) == 2 and victim not in program.workers())
         sql.execute("ALTER ROLE flaky LOGIN")
         for _ in range(20):
             answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"))

@@ -274,6 +274,24 @@ async def test_documents_that_nobody_reads(service: Listening, connect: Connect)
     await assert_cut_off(service)
 
 
+async def test_answers_that_nobody_reads_hold_no_place(
+    service: Listening, connect: Connect, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents are not counted, but what is asked for behind them is."""
+    app: Any = service._running.config.loaded_app
+    monkeypatch.setattr(app.state.limits._turns, "_places", 2)
+    monkeypatch.setattr(protocol, "STALL_SECONDS", 60)
+    fill(sql, 3)
+    loop = asyncio.get_running_loop()
+    for client in await connect(5):
+        document = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+        await loop.sock_sendall(client, document + LIST)
+    await until(lambda: sum(unsent(each) > 0 for each in connections(service)) == 5)
+    for _ in range(5):
+        assert app.state.limits.in_flight == 0
+        assert (await service.request("GET", "/api/tasks", "bob")).status_code == 200
+
+
 async def test_list_that_is_read_a_little_at_a_time(
     service: Listening, connect: Connect, sql: psycopg.Connection
 ) -> None:

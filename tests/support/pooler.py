@@ -86,6 +86,7 @@ listen_port = 5432
 unix_socket_dir = {folder}
 auth_type = any
 admin_users = postgres
+server_login_retry = 1
 {prepared if version() >= PREPARES_FROM else ""}
 """
 

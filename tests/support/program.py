@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
 import httpx2
+import psutil
 
 
 class Program:
@@ -37,6 +38,16 @@ class Program:
         """Return a client that is signed in, with the token of the printed line if not given."""
         headers = {"Authorization": f"Bearer {token or self.example_token}"}
         return httpx2.Client(base_url=self.address, headers=headers, timeout=15)
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the processes that serve, where there are several."""
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                is_alive = child.status() != psutil.STATUS_ZOMBIE
+                if is_alive and "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""

@@ -101,6 +101,7 @@ class Connection:
         self._on_lost = on_lost
         self._prepare = prepare
         self.closing = False
+        self.answers_given = 0
         self._prepared: set[bytes] = set()
         self._preparing: deque[bytes] = deque()
         self.busy = False
@@ -275,10 +276,10 @@ class Connection:
         """Hand over a batch, and read on when somebody wants more."""
         self._loop.remove_reader(self._socket)
         if self._answer is None or self._answer.cancelled():
-            self._lose(ConnectionLost("nobody waits for the rest"))
+            self.close()
         else:
             self._settle(Answer(self._rows, self))
-            self._set_deadline(PAUSE_SECONDS)
+            self._deadline = self._loop.call_later(PAUSE_SECONDS, self.close)
 
     def _server_error(self, result: pq.abc.PGresult) -> ServerError | None:
         sqlstate = result.error_field(DiagnosticField.SQLSTATE)
@@ -300,6 +301,7 @@ class Connection:
         rows, self._rows = self._rows, []
         self._preparing.clear()
         self.busy = False
+        self.answers_given += 1
         self._settle(error or Answer(rows))
         self._on_free(self)
 

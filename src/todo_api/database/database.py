@@ -172,7 +172,9 @@ class Database:
             await self.check()
         except DatabaseUnreachable:
             return "The database does not answer"
-        except (StartupError, ApiError) as error:
+        except DatabaseBusy:
+            return "No connection to the database is free"
+        except StartupError as error:
             log.warning("not ready", reason=str(error))
             return "The database is not in order; `todo-api check` says what to do"
         return None
@@ -213,10 +215,10 @@ class Database:
             rows, _ = await self._attempt(
                 self._commands(state, {"owner": ""}, self._preamble_of_check)
             )
-        except ConnectionLost as error:
-            raise DatabaseUnreachable from error
         except QueryFailed as error:
-            raise StartupError(_refusal(error)) from error
+            if type(_answer(error)) is InternalError:
+                raise StartupError(_refusal(error)) from error
+            raise DatabaseUnreachable from error
         row_security.check(json.loads(rows[0]), role=role)
         self._in_order = True
 
@@ -232,6 +234,7 @@ class Rest:
         self, connection: Connection, answer_timeout: float, on_close: Callable[[], None]
     ) -> None:
         self._connection: Connection | None = connection
+        self._answers_before = connection.answers_given
         self._answer_timeout = answer_timeout
         self._on_close = on_close
 
@@ -251,8 +254,10 @@ class Rest:
 
     def close(self) -> None:
         """Give up what has not been read."""
-        if self._connection is not None:
-            self._connection.close()
+        connection = self._connection
+        # One that has given its answer may already be at work for somebody else.
+        if connection is not None and connection.answers_given == self._answers_before:
+            connection.close()
         self._on_close()
 
 

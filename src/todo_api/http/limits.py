@@ -66,13 +66,15 @@ class Limits:
         has_place = False
 
         async def step_aside(body: Awaitable[Message]) -> Message:
-            """Leave the place to somebody else while the client dawdles."""
+            """Leave the place to somebody else until the client has sent all of the body."""
             nonlocal has_place
-            self._turns.hand_on()
-            has_place = False
+            if has_place:
+                has_place = False
+                self._turns.hand_on()
             message = await body
-            await self._turns.take()
-            has_place = True
+            if not message.get("more_body"):
+                await self._turns.take()
+                has_place = True
             return message
 
         scope["step_aside"] = step_aside

@@ -38,10 +38,11 @@ def configure_logging(settings: Settings) -> None:
             structlog.processors.JSONRenderer(lambda event, **_: _encode(event)),
         ]
     )
+    lines = _Lines()
     _configure_libraries(settings.log_level.upper(), shared, rendered)
     structlog.configure(
         processors=[*shared, *rendered],
-        logger_factory=_Lines,
+        logger_factory=lambda *_: lines,
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         cache_logger_on_first_use=True,
     )
@@ -54,13 +55,21 @@ class _Lines:
     there is one for every request.
     """
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self) -> None:
         self._file = sys.stderr.fileno()
+        self._left = b""
 
     def msg(self, line: str) -> None:
-        """Write a line. A log that cannot be written must not cost the request its answer."""
+        """Write a line. A log that cannot be written must not cost the request its answer.
+
+        What a full pipe or disk takes only the half of is ended before the next line.
+        """
+        data = (b"\n" if self._left else b"") + f"{line}\n".encode(errors="backslashreplace")
         with suppress(OSError):
-            os.write(self._file, f"{line}\n".encode(errors="backslashreplace"))
+            while data:
+                written = os.write(self._file, data)
+                data = data[written:]
+                self._left = data
 
     debug = info = warning = error = critical = msg
 

@@ -51,9 +51,14 @@ class _Exchange(RequestResponseCycle):
     """
 
     _head: Sequence[bytes] = ()
+    _dawdled = False
 
     async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]  # the same, untyped
         """Serve the request. A response that broke off must not be taken for a whole one."""
+        if self.flow.write_paused:  # the answers before this one: let them be read first
+            await self._until_read()
+        if self.disconnected:
+            return
         try:
             await app(self.scope, self.receive, self.send)  # type: ignore[arg-type]
         finally:
@@ -78,7 +83,8 @@ class _Exchange(RequestResponseCycle):
 
     async def receive(self) -> Message:  # type: ignore[override]  # the same, untyped
         """Return what there is of the body; read on only for what is missing of it."""
-        if self.more_body or self.disconnected or self.response_complete:
+        if self.more_body or self._dawdled or self.disconnected or self.response_complete:
+            self._dawdled = True
             step_aside = cast("dict[str, Any]", self.scope).get("step_aside", _stay)
             return await step_aside(super().receive())  # type: ignore[no-any-return]
         body, self.body = bytes(self.body), bytearray()
@@ -192,6 +198,10 @@ class StrictProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._unset_head_timer()
         super().connection_lost(exc)
+        self.pipeline.clear()
+        for exchange in self._unanswered:  # uvicorn knows only of the newest
+            exchange.disconnected = True
+            exchange.message_event.set()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection on which nothing is asked for."""
