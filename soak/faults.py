@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 
+import psutil
 import psycopg
 
 from soak.clients import Connections

@@ -296,6 +296,7 @@ def test_workers_are_added_up_and_one_that_dies_is_not_missed(
         assert_names_and_labels(meter.text())
         known = {meter.process() for _ in range(20)}
         sent["GET", "/livez", "200"] += 20
+        wait_for(lambda: meter.requests() == sent)
         victim = meter.program.workers()[0]
         victim.kill()
         victim.wait()
