@@ -15,7 +15,8 @@ PGBENCH = "pgbench"
 NAMES = (*(server.name for server in SERVERS), PGBENCH)
 INTRODUCTION = f"""## As fast as they answer
 
-One process a server, {CONNECTIONS} connections, the next request as soon as an answer is there.
+One process a server, {CONNECTIONS} connections, the next request as soon as an answer is there,
+and as many connections to PostgreSQL.
 *CPU* is what a request costs the server, *PostgreSQL* what it costs the database; the last column
 compares the former with that of ours (with row security on): 1.20 means a fifth more. *idiomatic*
 is FastAPI, SQLModel's `AsyncSession`, asyncpg and PyJWT as documented; *fastify* is Fastify, `pg`

@@ -16,7 +16,7 @@ from data import FIRST_ID, TASKS_PER_USER
 HERE = Path(__file__).parent
 LOCUST = HERE.parent / ".venv" / "bench" / "bin" / "python"
 CONNECTIONS = 16
-"""How many requests are under way at once when driven flat out."""
+"""How many requests are under way at once when driven flat out; also each server's pool then."""
 
 RATE_CONNECTIONS = 64
 """How many may be under way at a fixed rate: more than flat out, as users do not queue."""

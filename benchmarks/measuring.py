@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import data
 import psutil
-from load import Load, Result
+from load import CONNECTIONS, Load, Result
 from servers import Server, running
 
 
@@ -79,10 +79,15 @@ def middle(runs: Sequence[Measurement]) -> Measurement:
 
 @contextmanager
 def driven(
-    bench: Bench, server: Server, drive: Callable[[Load, float], Result], *, warm_up: float = 1
+    bench: Bench,
+    server: Server,
+    drive: Callable[[Load, float], Result],
+    *,
+    warm_up: float = 1,
+    pool_size: int = CONNECTIONS,
 ) -> Iterator[Callable[[str], Measurement]]:
     """Run a server, to be driven by a load generator."""
-    with running(server, bench.url) as (process, address):
+    with running(server, bench.url, pool_size) as (process, address):
 
         def measure(operation: str) -> Measurement:
             # The warm-up deletes nothing that the run would look for.

@@ -17,7 +17,6 @@ import rate
 import workers
 from load import LOCUST
 from measuring import Bench
-from servers import POOL_SIZE
 
 from todo_api.database import migrations
 from todo_api.database.embedded import EmbeddedPostgres
@@ -27,8 +26,7 @@ INTRODUCTION = """# Benchmarks
 
 Written by `make bench`: medians of {rounds} rounds of {seconds:.0f} s a server and operation, in
 alternation, {users} users, load by {generator}, on a machine with {cores} cores that load
-generator, server and database share. PostgreSQL is the embedded one, without fsync, shared by all;
-each server has {pool} connections to it, two a core.
+generator, server and database share. PostgreSQL is the embedded one, without fsync, shared by all.
 The code is in `benchmarks/`.
 """
 
@@ -74,7 +72,6 @@ def main() -> None:
         users=data.USERS,
         generator=generator,
         cores=os.cpu_count(),
-        pool=POOL_SIZE,
     )
     with prepared(options.rounds, options.seconds) as bench:
         for name in chosen:

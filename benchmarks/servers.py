@@ -13,12 +13,10 @@ from pathlib import Path
 
 import psutil
 from data import SECRET
+from load import CONNECTIONS
 
 HERE = Path(__file__).parent
 ASYNCPG = HERE.parent / ".venv" / "asyncpg"
-POOL_SIZE = 2 * (os.cpu_count() or 1)
-"""Connections to PostgreSQL, for every server: two a core, as PostgreSQL's wiki has it ("Number Of
-Database Connections"). With 16 on two cores each of them had worse tails (measured)."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +43,17 @@ FLOOR = Server("floor", [*_UVICORN, "floor:app"])
 
 
 @contextmanager
-def running(server: Server, url: str) -> Iterator[tuple[psutil.Process, str]]:
-    """Run a server; give its process and its address."""
+def running(
+    server: Server, url: str, pool_size: int = CONNECTIONS
+) -> Iterator[tuple[psutil.Process, str]]:
+    """Run a server with so many connections to PostgreSQL; give its process and its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     environment = {
         "PATH": os.environ["PATH"],
         "DATABASE_URL": url,
         "BETTER_AUTH_SECRET": SECRET,
-        "POOL_SIZE": str(POOL_SIZE),
+        "POOL_SIZE": str(pool_size),
         "PORT": port,
         "LOG_LEVEL": "warning",
         **server.environment,

@@ -21,7 +21,7 @@ def run(module: str, *arguments: str) -> None:
 
 
 def test_what_is_over_the_limit_is_refused_in_shape_and_never_comes_to_the_database() -> None:
-    run("soak.load", "--seconds", "2", "--max-in-flight", "30", "--wait", "0.2")
+    run("soak.load", "--seconds", "3", "--max-in-flight", "2")
 
 
 def test_every_acknowledged_operation_is_stored_whatever_breaks() -> None:
