@@ -526,6 +526,8 @@ async def test_long_answer_that_nobody_asks_for_loses_its_connection(
     _, rest = await database.read("5000", MANY)
     assert rest is not None
     await until(lambda: not database.pool._open)
+    assert await database.why_not_ready() is None
+    assert not database.pool._open, "a reader that stops is no reason to ask the database"
     with pytest.raises(DatabaseUnreachable):
         await anext(rest)
     rest.close()
@@ -546,18 +548,6 @@ async def test_long_answer_given_up_frees_its_slot(database: Database) -> None:
     await until(lambda: database.pool._turns.taken == 0)
     assert await echo(database) == b"hello"
     assert database._reading_on == 0
-
-
-async def test_reader_that_stops_is_no_doubt_about_the_database(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("todo_api.database.connection.PAUSE_SECONDS", 0.05)
-    _, rest = await database.read("5000", MANY)
-    assert rest is not None
-    await until(lambda: not database.pool._open)
-    assert await database.why_not_ready() is None
-    assert not database.pool._open, "it was asked"
-    rest.close()
 
 
 async def test_full_pool_is_not_said_to_be_out_of_order(database_url: str) -> None:

@@ -86,7 +86,7 @@ class _Exchange(RequestResponseCycle):
         if self.more_body or self._dawdled or self.disconnected or self.response_complete:
             self._dawdled = True
             step_aside = cast("dict[str, Any]", self.scope).get("step_aside", _stay)
-            return await step_aside(super().receive())  # type: ignore[no-any-return]
+            return await step_aside(super().receive())  # type: ignore[no-any-return]  # a scope is untyped
         body, self.body = bytes(self.body), bytearray()
         return {"type": "http.request", "body": body, "more_body": False}
 
@@ -367,7 +367,7 @@ class StrictProtocol(HttpToolsProtocol):
         self.headers.extend(headers)
         self.scope["method"] = "-"
         self.scope["path"], self.scope["raw_path"], self.scope["query_string"] = "", b"", b""
-        self.scope["refused"] = self._refusal  # type: ignore[typeddict-unknown-key]
+        self.scope["refused"] = self._refusal  # type: ignore[typeddict-unknown-key]  # ours
         exchange = self.cycle = self._exchange()
         exchange.keep_alive = False
         self._unanswered.append(exchange)
