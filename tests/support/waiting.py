@@ -17,4 +17,4 @@ def wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 15
     while not condition():
         assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.01)
+        time.sleep(0.01)  # what happens in another process has no event to wait for

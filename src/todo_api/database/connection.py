@@ -102,6 +102,7 @@ class Connection:
         self._prepare = prepare
         self.closing = False
         self.answers_given = 0
+        """How often it has become free: tells whether it is still at work for somebody."""
         self._prepared: set[bytes] = set()
         self._preparing: deque[bytes] = deque()
         self.busy = False
