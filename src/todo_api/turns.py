@@ -1,6 +1,7 @@
 """So many places, and what to do with whoever finds them all taken."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -18,9 +19,11 @@ class Turns(Generic[Value]):
     With `newest_first`, whoever came last is served first: where more comes than can be served,
     somebody has to wait in vain, and it is better that some wait long than that all do. The work
     of the newest is also still in the processor's caches.
+
+    Who would have to wait longer than `seconds`, or behind `most_waiting` others, is refused.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  most of them by name
         self,
         places: int,
         seconds: float,
@@ -28,11 +31,13 @@ class Turns(Generic[Value]):
         *,
         keep: Callable[[Value], None] = lambda _: None,
         newest_first: bool = False,
+        most_waiting: float = math.inf,
     ) -> None:
         self._places = places
         self._seconds = seconds
         self._refusal = refusal
         self._keep = keep
+        self._most_waiting = most_waiting
         self._next = deque.pop if newest_first else deque.popleft
         self.taken = 0
         self._waiting: deque[asyncio.Future[Value | None]] = deque()
@@ -42,16 +47,19 @@ class Turns(Generic[Value]):
         """How many wait for a place."""
         return len(self._waiting)
 
-    @property
-    def all_taken(self) -> bool:
-        """Whether somebody who came now would have to wait."""
-        return self.taken >= self._places
+    def take_free(self) -> bool:
+        """Take a place if one is free; tell whether it was."""
+        is_free = self.taken < self._places
+        self.taken += is_free
+        return is_free
 
-    async def take(self) -> Value | None:
-        """Take a place, with what the one before left there. Raises the refusal if it is late."""
-        if self.taken < self._places:
-            self.taken += 1
-            return None
+    async def wait(self) -> Value | None:
+        """Wait for a place, and take it with what the one before left there.
+
+        Raises the refusal.
+        """
+        if len(self._waiting) >= self._most_waiting:
+            raise self._refusal
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[Value | None] = loop.create_future()
         deadline = loop.call_later(self._seconds, self._refuse, turn)

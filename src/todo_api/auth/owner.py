@@ -98,7 +98,7 @@ class PrivateRoute(APIRoute):
 
 def _bearer_token(scope: Scope) -> str:
     """Return the one bearer token of a request (RFC 6750, section 2.1; RFC 9110, section 11.4)."""
-    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    values = scope["fields"].get(b"authorization")
     if not values:
         raise Unauthorized
     if len(values) > 1:

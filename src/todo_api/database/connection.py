@@ -185,13 +185,14 @@ class Connection:
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._answer = answer
         self._rows, self._held = [], 0
-        self._set_deadline(timeout)
+        self._forget_deadline()
+        self._deadline = self._loop.call_later(timeout, self._overdue)
         return answer
 
-    def _set_deadline(self, seconds: float | None) -> None:
+    def _forget_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = None if seconds is None else self._loop.call_later(seconds, self._overdue)
+            self._deadline = None
 
     def close(self) -> None:
         """End the connection; what is under way fails."""
@@ -259,8 +260,9 @@ class Connection:
 
     def _take_in_batches(self) -> None:
         """Ask libpq for chunks of rows: once, when the command's turn has come."""
-        its_turn = self._unanswered == 1 and not self._preparing and self._error is None
-        if self._in_batches and its_turn and not self._is_batching:
+        if not self._in_batches or self._is_batching:
+            return
+        if self._unanswered == 1 and not self._preparing and self._error is None:
             self._is_batching = True
             self._pgconn.set_chunked_rows_mode(CHUNK_ROWS)
 
@@ -309,7 +311,7 @@ class Connection:
     def _settle(self, outcome: Answer | QueryFailed) -> None:
         """Tell whoever waits, if he still does."""
         answer, self._answer = self._answer, None
-        self._set_deadline(None)
+        self._forget_deadline()
         if answer is None or answer.done():
             return
         if isinstance(outcome, QueryFailed):

@@ -87,7 +87,8 @@ class Pool:
 
         Raises `DatabaseBusy`, `DatabaseUnreachable` or `ShuttingDown`.
         """
-        connection = await self._turn() or self._used_last()
+        left = None if self._turns.take_free() else await self._wait()
+        connection = left or self._used_last()
         if connection is not None and not connection.closed:
             return connection
         try:
@@ -96,12 +97,10 @@ class Pool:
             self._turns.hand_on()
             raise
 
-    async def _turn(self) -> Connection | None:
-        if not self._turns.all_taken:
-            return await self._turns.take()  # does not wait
+    async def _wait(self) -> Connection | None:
         started = time.monotonic()
         try:
-            return await self._turns.take()
+            return await self._turns.wait()
         finally:
             self.on_wait(time.monotonic() - started)
 

@@ -48,7 +48,7 @@ class Statement:
 
     def encode(self, values: Mapping[str, object]) -> list[bytes | None]:
         """Return the values in the order of the placeholders, as libpq's text format."""
-        return [encode(values[name]) for name in self.parameters]
+        return list(map(encode, map(values.__getitem__, self.parameters)))
 
 
 def encode(value: object) -> bytes | None:

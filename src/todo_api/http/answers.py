@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 from pydantic import BaseModel, Field
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from todo_api.errors import ApiError, InternalError, ShuttingDown
 
@@ -101,21 +101,14 @@ class Errors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request."""
-        started = False
-
-        async def remember_start(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
         try:
             if "refused" in scope:  # by the protocol: there is no request to serve
                 raise scope["refused"]  # noqa: TRY301  answered like any other error
-            await self._app(scope, receive, remember_start)
+            await self._app(scope, receive, send)
         except (Exception, CancelledError) as error:  # noqa: BLE001  every one ends here
             ours = _as_ours(error, scope["request_id"])
             scope["error"] = type(ours).__name__
-            if not started:
+            if "started" not in scope:  # the envelope saw no head of a response
                 await error_answer(ours)(scope, receive, send)
 
 

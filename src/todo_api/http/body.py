@@ -7,6 +7,7 @@ import jiter
 from starlette.requests import Request
 
 from todo_api.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
+from todo_api.http.envelope import Fields
 
 MAXIMUM_BYTES = 131_072
 
@@ -17,10 +18,7 @@ async def read_object(request: Request) -> dict[str, Any] | None:
     RFC 8259, strictly: UTF-8 without a byte-order mark, no duplicate members, no NaN, no lone
     surrogates. Raises `BodyTooLarge`, `UnsupportedMediaType` or `BadRequest`.
     """
-    fields: dict[bytes, list[bytes]] = {}
-    for name, value in request.scope["headers"]:
-        if name.startswith(b"content-"):
-            fields.setdefault(name, []).append(value)
+    fields: Fields = request.scope["fields"]
     body = await _read(request, fields.get(b"content-length", [b"0"])[0])
     if not body:
         return None
@@ -44,7 +42,7 @@ async def _read(request: Request, announced: bytes) -> bytes:
             return body
 
 
-def _check_media_type(fields: dict[bytes, list[bytes]]) -> None:
+def _check_media_type(fields: Fields) -> None:
     types = fields.get(b"content-type", [])
     if len(types) > 1:
         raise BadRequest("Send one Content-Type header")

@@ -40,7 +40,7 @@ class CORS(CORSMiddleware):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request; one without an origin is no business of CORS."""
-        if any(name == b"origin" for name, _ in scope["headers"]):
+        if b"origin" in scope["fields"]:
             await super().__call__(scope, receive, send)
         else:
             await self.app(scope, receive, send)

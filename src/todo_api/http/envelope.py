@@ -2,8 +2,9 @@
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
+from typing import TypeAlias
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -11,6 +12,9 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 _PROCESS_ID = secrets.token_hex(8).encode()
 _numbers = count()
+
+Fields: TypeAlias = Mapping[bytes, Sequence[bytes]]
+"""The values of a request's header fields by name, in `scope["fields"]`."""
 
 COMMON_HEADERS = (
     (b"vary", b"Origin"),  # CORS headers depend on it, and so does their absence
@@ -28,7 +32,8 @@ class Envelope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request."""
-        own_id = request_id(scope["headers"])
+        fields = scope["fields"] = fields_by_name(scope["headers"])
+        own_id = request_id(fields)
         is_head = scope["method"] == "HEAD"
         scope["request_id"] = own_id.decode()
         if is_head:  # HEAD is GET without the body (RFC 9110, section 9.3.2)
@@ -36,12 +41,13 @@ class Envelope:
 
         async def send_enveloped(message: Message) -> None:
             if message["type"] == "http.response.start":
+                scope["started"] = True
                 headers = message["headers"]
-                present = {name for name, _ in headers}
-                headers.extend(each for each in COMMON_HEADERS if each[0] not in present)
+                present = dict(headers)
+                headers += [each for each in COMMON_HEADERS if each[0] not in present]
                 headers.append((b"x-request-id", own_id))
                 if "rate_limit" in scope:
-                    headers.extend(_rate_limit(*scope["rate_limit"]))
+                    headers += _rate_limit(*scope["rate_limit"])
             elif is_head:
                 message = {**message, "body": b""}
             await send(message)
@@ -56,9 +62,17 @@ def _rate_limit(policy: str, left: str | None) -> Iterator[tuple[bytes, bytes]]:
         yield b"ratelimit", left.encode()
 
 
-def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def fields_by_name(headers: Iterable[tuple[bytes, bytes]]) -> Fields:
+    """Sort header fields by name, for all who look for one."""
+    fields: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        fields.setdefault(name, []).append(value)
+    return fields
+
+
+def request_id(fields: Fields) -> bytes:
     """Return the caller's id where it is harmless, else a new one."""
-    sent = [value for name, value in headers if name == b"x-request-id"]
+    sent = fields.get(b"x-request-id", ())
     if len(sent) == 1 and _REQUEST_ID.fullmatch(its_id := sent[0].strip(b" \t")):
         return bytes(its_id)
     return _PROCESS_ID + b"%016x" % next(_numbers)

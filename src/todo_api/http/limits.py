@@ -17,6 +17,36 @@ WAITING = 20
 """How many may wait for each place."""
 
 
+class _Place:
+    """The place of one request, which it leaves while it waits for its client."""
+
+    __slots__ = ("_is_taken", "_turns")
+
+    def __init__(self, turns: Turns[None]) -> None:
+        self._turns = turns
+        self._is_taken = False
+
+    async def take(self) -> None:
+        """Take it, as soon as there is one. Raises `Overloaded`."""
+        if not self._turns.take_free():
+            await self._turns.wait()
+        self._is_taken = True
+
+    def leave(self) -> None:
+        """Leave it to somebody else."""
+        if self._is_taken:
+            self._is_taken = False
+            self._turns.hand_on()
+
+    async def step_aside(self, body: Awaitable[Message]) -> Message:
+        """Leave it until the client has sent all of the body."""
+        self.leave()
+        message = await body
+        if not message.get("more_body"):
+            await self.take()
+        return message
+
+
 class Limits:
     """Has so many requests worked on at once, refuses what is over, ends what takes too long.
 
@@ -30,9 +60,10 @@ class Limits:
 
     def __init__(self, app: ASGIApp, *, in_flight: int, wait: float, seconds: float) -> None:
         self._app = app
-        self._most_waiting = WAITING * in_flight
         self._seconds = seconds
-        self._turns: Turns[None] = Turns(in_flight, wait, Overloaded, newest_first=True)
+        self._turns: Turns[None] = Turns(
+            in_flight, wait, Overloaded, newest_first=True, most_waiting=WAITING * in_flight
+        )
 
     @property
     def in_flight(self) -> int:
@@ -52,38 +83,16 @@ class Limits:
             expired = True
             task.cancel()
 
+        place = _Place(self._turns)
+        scope["step_aside"] = place.step_aside
         deadline = asyncio.get_running_loop().call_later(self._seconds, expire)
         try:
-            await self._serve(scope, receive, send)
+            await place.take()
+            await self._app(scope, receive, send)
         except CancelledError:
             if not expired or task.uncancel():  # by somebody else, or by him as well
                 raise
             raise RequestTimeout from None
         finally:
             deadline.cancel()
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        has_place = False
-
-        async def step_aside(body: Awaitable[Message]) -> Message:
-            """Leave the place to somebody else until the client has sent all of the body."""
-            nonlocal has_place
-            if has_place:
-                has_place = False
-                self._turns.hand_on()
-            message = await body
-            if not message.get("more_body"):
-                await self._turns.take()
-                has_place = True
-            return message
-
-        scope["step_aside"] = step_aside
-        if self._turns.waiting >= self._most_waiting:
-            raise Overloaded
-        await self._turns.take()
-        has_place = True
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            if has_place:
-                self._turns.hand_on()
+            place.leave()

@@ -50,7 +50,7 @@ class _Exchange(RequestResponseCycle):
     two, which is a tenth of what a request costs (measured).
     """
 
-    _head: Sequence[bytes] = ()
+    _head = b""
     _dawdled = False
 
     async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]  # the same, untyped
@@ -104,21 +104,17 @@ class _Exchange(RequestResponseCycle):
         self.response_started = True
         if self.waiting_for_100_continue:  # nobody knows whether the body will come
             self.waiting_for_100_continue = self.keep_alive = False
-        head = [STATUS_LINE[status]]
-        self.chunked_encoding = status not in BODILESS
-        for name, value in chain(self.default_headers, headers):
-            if b"\r" in value or b"\n" in value:
-                raise ValueError("a header field would end early")
-            if name == b"content-length":
-                self.chunked_encoding = False
-            head += (name, b": ", value, b"\r\n")
+        lines = [b"%b: %b\r\n" % field for field in chain(self.default_headers, headers)]
+        head = STATUS_LINE[status] + b"".join(lines)
+        if head.count(b"\r") > len(lines) + 1 or head.count(b"\n") > len(lines) + 1:
+            raise ValueError("a header field would end early")
+        self.chunked_encoding = status not in BODILESS and b"\ncontent-length: " not in head
         if self.chunked_encoding:
             if self.scope["http_version"] == "1.1":
-                head.append(b"transfer-encoding: chunked\r\n")
+                head += b"transfer-encoding: chunked\r\n"
             else:  # the end of the connection is the end of the body
                 self.chunked_encoding = self.keep_alive = False
-        head.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
-        self._head = head
+        self._head = head + (b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
 
     def _write(self, body: bytes, *, more_body: bool) -> None:
         if self.scope["method"] == "HEAD":
@@ -127,8 +123,8 @@ class _Exchange(RequestResponseCycle):
             body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (
                 b"" if more_body else b"0\r\n\r\n"
             )
-        self.transport.write(b"".join((*self._head, body)))
-        self._head = ()
+        self.transport.write(self._head + body)
+        self._head = b""
         if not more_body:
             self.response_complete = True
             self.message_event.set()
@@ -253,10 +249,10 @@ class StrictProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header field; what comes after the body is a trailer, and means nothing here."""
-        if self._head_open and not self._resuming:
+        if self._head_open:
             if len(self.headers) >= HEAD_FIELDS:
                 self._refuse_head()
-            super().on_header(name, value)
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Start to serve the request, or queue it behind the one before."""
@@ -277,23 +273,21 @@ class StrictProtocol(HttpToolsProtocol):
 
     def _check_head(self) -> None:
         """Refuse a head that is too large, or leaves the framing in doubt (RFC 9112, 3.2 and 6)."""
-        if (
-            len(self.url) + sum([len(name) + len(value) for name, value in self.headers])
-            > HEAD_BYTES
-        ):
+        if len(self.url) + sum(map(len, chain.from_iterable(self.headers))) > HEAD_BYTES:
             self._refuse_head()
         version = self.parser.get_http_version()
-        hosts, codings = 0, []
-        for name, value in self.headers:
-            if name == b"host":
-                hosts += 1
-            elif name == b"transfer-encoding":
-                codings.append(value.strip().lower())
+        names = [name for name, _ in self.headers]
+        hosts = names.count(b"host")
         if version not in {"1.0", "1.1"} or hosts > 1 or (version == "1.1" and hosts == 0):
             raise _Refused
-        if codings and codings != [b"chunked"]:
+        if b"transfer-encoding" in names and self._values(b"transfer-encoding") != [b"chunked"]:
             raise _Refused
+        if b"expect" in names:
+            self.expect_100_continue = b"100-continue" in self._values(b"expect")
         self.scope["http_version"] = version
+
+    def _values(self, wanted: bytes) -> list[bytes]:
+        return [value.strip().lower() for name, value in self.headers if name == wanted]
 
     def _set_target(self) -> None:
         url = httptools.parse_url(self.url)
