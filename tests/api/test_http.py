@@ -4,8 +4,10 @@ import json
 from itertools import product
 from typing import Any
 
+import httpx2
 import pytest
 
+from support.listening import listening
 from support.service import ORIGIN, Service, bearer
 from todo_api.tasks.owned_tasks import OwnedTasks
 
@@ -245,3 +247,14 @@ async def test_answers_are_not_cached_or_sniffed(service: Service) -> None:
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("field", [(b"x-a", b"1\r\nset-cookie: a"), (b"x-a\nb", b"1")])
+async def test_no_header_field_can_end_early(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, field: tuple[bytes, bytes]
+) -> None:
+    async with listening(database_url) as service:
+        assert (await service.request("GET", "/livez")).status_code == 200
+        monkeypatch.setattr("todo_api.http.envelope.COMMON_HEADERS", (field,))
+        with pytest.raises(httpx2.RemoteProtocolError, match="without sending a response"):
+            await service.request("GET", "/livez")

@@ -436,6 +436,35 @@ async def test_deadline_leaves_no_cancellation_behind() -> None:
     assert task.cancelling() == 0
 
 
+async def test_who_comes_back_to_the_door_is_counted_like_anybody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("todo_api.http.limits.WAITING", 1)
+    body: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    asks_for_its_body = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del receive, send
+        if not asks_for_its_body.is_set():
+            asks_for_its_body.set()
+            await scope["step_aside"](body)
+        await asyncio.Event().wait()
+
+    limited = Limits(app, in_flight=1, wait=10, seconds=30)
+    slow = asyncio.create_task(ask(limited))
+    await asks_for_its_body.wait()
+    others = [asyncio.create_task(ask(limited)) for _ in range(2)]
+    await until(lambda: limited._turns.waiting == 1)
+    body.set_result({"type": "http.request"})
+    with pytest.raises(Overloaded):
+        await slow
+    assert limited.in_flight == 1
+    for other in others:
+        other.cancel()
+    assert await asyncio.gather(*others, return_exceptions=True)
+    assert limited.in_flight == 0
+
+
 def test_deadline_is_known_on_the_loop_that_serves() -> None:
     """uvloop rounds its clock and a timer's moment differently."""
 
