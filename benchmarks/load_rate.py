@@ -45,11 +45,15 @@ def is_whole(answer: bytes) -> bool:
 
 
 def connect(address: str, connections: int) -> list[socket]:
-    """Open the connections."""
+    """Open the connections, and have each answer once: accepting them is not what is measured."""
     url = urlsplit(address)
     opened = [create_connection((url.hostname, url.port)) for _ in range(connections)]
     for connection in opened:
         connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        answer = b""
+        while not is_whole(answer):
+            answer += connection.recv(CHUNK)
     return opened
 
 

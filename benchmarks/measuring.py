@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import TypeAlias
@@ -12,6 +13,9 @@ import data
 import psutil
 from load import CONNECTIONS, Load, Result
 from servers import Server, running
+
+WARM_UP = 1.0
+"""Seconds of load before each measurement."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,21 @@ def in_turn(
     contestants: Mapping[str, Callable[[], Contestant]],
     operations: Sequence[str] = data.OPERATIONS,
 ) -> Results:
-    """Measure all in alternation, A B C A B C …, each time on fresh data; return the medians."""
+    """Measure all in alternation, A B C A B C …, each time on fresh data; return the medians.
+
+    One operation after the other, so that what is compared is measured within seconds: the speed
+    of a shared machine changes within minutes. All run until the end: who waits costs nothing, and
+    V8 has compiled what it runs often.
+    """
     taken: dict[tuple[str, str], list[Measurement]] = {}
-    for number in range(bench.rounds):
-        for name, contestant in contestants.items():
-            with contestant() as measure:
-                for operation in operations:
-                    data.load(bench.url, data.TASKS_PER_USER[operation])
-                    one = measure(operation)
-                    taken.setdefault((name, operation), []).append(one)
-                    print(number + 1, name, operation, one, file=sys.stderr)
+    with ExitStack() as started:
+        measures = {name: started.enter_context(each()) for name, each in contestants.items()}
+        for operation, number in product(operations, range(bench.rounds)):
+            for name, measure in measures.items():
+                data.load(bench.url, data.TASKS_PER_USER[operation])
+                one = measure(operation)
+                taken.setdefault((name, operation), []).append(one)
+                print(number + 1, name, operation, one, file=sys.stderr)
     return {key: middle(runs) for key, runs in taken.items()}
 
 
@@ -83,7 +92,6 @@ def driven(
     server: Server,
     drive: Callable[[Load, float], Result],
     *,
-    warm_up: float = 1,
     pool_size: int = CONNECTIONS,
 ) -> Iterator[Callable[[str], Measurement]]:
     """Run a server, to be driven by a load generator."""
@@ -92,7 +100,7 @@ def driven(
         def measure(operation: str) -> Measurement:
             # The warm-up deletes nothing that the run would look for.
             harmless = "get" if operation == "delete" else operation
-            drive(Load(address, harmless, bench.tokens), warm_up)
+            Load(address, harmless, bench.tokens).flat_out(WARM_UP)
             load = Load(address, operation, bench.tokens)
             return measured(bench, process, lambda: drive(load, bench.seconds))
 

@@ -48,8 +48,8 @@ def prepared(rounds: int, seconds: float) -> Iterator[Bench]:
 def main() -> None:
     """Measure, print the tables, and write them to the report if they are all there."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument(
         "--only", action="append", choices=comparison.NAMES, help="compare it alone"
     )

@@ -4,17 +4,23 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from todo_api.errors import ApiError
 
 Value = TypeVar("Value")
+Work: TypeAlias = asyncio.Future[Any]
+"""What was begun at a place, for whoever waited for one."""
+
+Begin: TypeAlias = Callable[[Value], Work]
+Turn: TypeAlias = asyncio.Future[Work | None]
 
 
 class Turns(Generic[Value]):
     """A number of places. Whoever leaves hands his on, so that nobody is woken in vain.
 
-    With a place may go what it is a place at; where nobody waits, `keep` gets that.
+    With a place may go what it is a place at: then the work of whoever is next begins there and
+    then, and not when the event loop comes to him. Where nobody waits, `keep` gets that.
 
     With `newest_first`, whoever came last is served first: where more comes than can be served,
     somebody has to wait in vain, and it is better that some wait long than that all do. The work
@@ -40,7 +46,7 @@ class Turns(Generic[Value]):
         self._most_waiting = most_waiting
         self._next = deque.pop if newest_first else deque.popleft
         self.taken = 0
-        self._waiting: deque[asyncio.Future[Value | None]] = deque()
+        self._waiting: deque[tuple[Turn, Begin[Value] | None]] = deque()
 
     @property
     def waiting(self) -> int:
@@ -53,21 +59,23 @@ class Turns(Generic[Value]):
         self.taken += is_free
         return is_free
 
-    async def wait(self) -> Value | None:
-        """Wait for a place, and take it with what the one before left there.
+    async def wait(self, begin: Begin[Value] | None = None) -> Work | None:
+        """Wait for a place and take it.
 
-        Raises the refusal.
+        Returns what was begun there, or None where nothing came with the place: then it is for the
+        caller to begin. Raises the refusal.
         """
         if len(self._waiting) >= self._most_waiting:
             raise self._refusal
         loop = asyncio.get_running_loop()
-        turn: asyncio.Future[Value | None] = loop.create_future()
-        deadline = loop.call_later(self._seconds, self._refuse, turn)
-        self._waiting.append(turn)
+        turn: Turn = loop.create_future()
+        waiting = turn, begin
+        deadline = loop.call_later(self._seconds, self._refuse, waiting)
+        self._waiting.append(waiting)
         try:
             return await turn
         except asyncio.CancelledError:
-            self._leave(turn)
+            self._leave(waiting)
             raise
         finally:
             deadline.cancel()
@@ -75,21 +83,26 @@ class Turns(Generic[Value]):
     def hand_on(self, value: Value | None = None) -> None:
         """Leave a place, with a value for whoever is next."""
         while self._waiting:
-            turn = self._next(self._waiting)
+            turn, begin = self._next(self._waiting)
             if not turn.done():
-                turn.set_result(value)
+                turn.set_result(None if value is None or begin is None else begin(value))
                 return
         self.taken -= 1
         if value is not None:
             self._keep(value)
 
-    def _refuse(self, turn: asyncio.Future[Value | None]) -> None:
+    def _refuse(self, waiting: tuple[Turn, Begin[Value] | None]) -> None:
+        turn, _ = waiting
         if not turn.done():
-            self._waiting.remove(turn)
+            self._waiting.remove(waiting)
             turn.set_exception(self._refusal())
 
-    def _leave(self, turn: asyncio.Future[Value | None]) -> None:
-        if turn in self._waiting:
-            self._waiting.remove(turn)
+    def _leave(self, waiting: tuple[Turn, Begin[Value] | None]) -> None:
+        turn, _ = waiting
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
         elif not turn.cancelled() and turn.exception() is None:
-            self.hand_on(turn.result())
+            if work := turn.result():
+                work.cancel()  # the place is handed on when it is over
+            else:
+                self.hand_on()

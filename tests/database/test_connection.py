@@ -14,7 +14,7 @@ from support.waiting import until
 from support.wire import Wire
 from todo_api import server
 from todo_api.database import pool
-from todo_api.database.connection import BATCH_BYTES
+from todo_api.database.connection import BATCH_BYTES, Connection
 from todo_api.database.database import Database
 from todo_api.database.statement import Statement, encode
 from todo_api.errors import (
@@ -177,6 +177,12 @@ async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
         assert database.pool._turns.taken == 0
 
 
+async def taken_from(database: Database) -> Connection:
+    """Take a connection out of the pool. It goes back by `hand_on`."""
+    assert database.pool._turns.take_free()
+    return database.pool._used_last() or await database.pool._connect_in_place()
+
+
 async def test_free_connection_goes_to_whoever_waits_longest(database_url: str) -> None:
     async with opened(database_url, pool_size=1) as database:
         order: list[str] = []
@@ -184,7 +190,7 @@ async def test_free_connection_goes_to_whoever_waits_longest(database_url: str) 
         async def ask(text: str) -> None:
             order.append((await echo(database, text)).decode())
 
-        connection = await database.pool.take()
+        connection = await taken_from(database)
         tasks = [asyncio.create_task(ask(str(number))) for number in range(6)]
         await until(lambda: database.pool.levels()["pool_waiting"] == 6)
         tasks[3].cancel()
@@ -194,33 +200,47 @@ async def test_free_connection_goes_to_whoever_waits_longest(database_url: str) 
         assert (len(database.pool._open), database.pool._turns.taken) == (1, 0)
 
 
-@pytest.mark.parametrize("also_lost", [False, True])
+async def test_free_connection_is_at_work_before_the_loop_comes_to_whoever_waits(
+    database_url: str,
+) -> None:
+    async with opened(database_url, pool_size=1) as database:
+        connection = await taken_from(database)
+        waiting = asyncio.create_task(echo(database))
+        await until(lambda: database.pool.levels()["pool_waiting"] == 1)
+        database.pool._turns.hand_on(connection)
+        assert connection.busy
+        assert await waiting == b"hello"
+
+
+@pytest.mark.parametrize("lost", ["never", "before", "after"])
 async def test_cancelled_at_the_moment_of_its_turn_passes_it_on(
-    database: Database, also_lost: bool
+    database: Database, lost: str
 ) -> None:
     """To the next one, or where there is none, back to the pool."""
-    first, second = await database.pool.take(), await database.pool.take()
-    waiting = [asyncio.create_task(database.pool.take()) for _ in range(2)]
+    first, second = await taken_from(database), await taken_from(database)
+    waiting = [asyncio.create_task(echo(database, text)) for text in ("no", "yes")]
     await until(lambda: database.pool.levels()["pool_waiting"] == 2)
-    database.pool._turns.hand_on(first)
+    if lost == "before":
+        first.close()
+    database.pool._turns.hand_on(None if lost == "before" else first)
     waiting[0].cancel()
-    if also_lost:
+    if lost == "after":
         first.close()
     with pytest.raises(asyncio.CancelledError):
         await waiting[0]
-    last = await waiting[1]
-    assert (last is first) == (not also_lost)
-    assert not last.closed
-    alone = asyncio.create_task(database.pool.take())
+    assert await waiting[1] == b"yes"
+    third = await taken_from(database)
+    assert (third is first) == (lost == "never")
+    alone = asyncio.create_task(echo(database))
     await until(lambda: database.pool.levels()["pool_waiting"] == 1)
-    for connection in (second, last):
+    for connection in (second, third):
         database.pool._turns.hand_on(connection)
     alone.cancel()
     with pytest.raises(asyncio.CancelledError):
         await alone
-    assert {connection for connection, _ in database.pool._idle} == {second, last}
+    await until(lambda: database.pool._turns.taken == 0)
+    assert {connection for connection, _ in database.pool._idle} == {second, third}
     assert await echo(database) == b"hello"
-    assert database.pool._turns.taken == 0
 
 
 async def test_whoever_waits_when_the_pool_closes_is_told(database_url: str) -> None:
@@ -552,7 +572,7 @@ async def test_long_answer_given_up_frees_its_slot(database: Database) -> None:
 
 async def test_full_pool_is_not_said_to_be_out_of_order(database_url: str) -> None:
     async with opened(database_url, pool_size=1, pool_timeout=0.05) as database:
-        connection = await database.pool.take()
+        connection = await taken_from(database)
         database._doubt()
         assert await database.why_not_ready() == "No connection to the database is free"
         database.pool._turns.hand_on(connection)

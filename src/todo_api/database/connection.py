@@ -253,6 +253,7 @@ class Connection:
                     self._pause()
             elif status == ExecStatus.PIPELINE_SYNC:
                 self._finish()
+                return
             elif status == ExecStatus.COMMAND_OK and self._preparing:
                 self._prepared.add(self._preparing.popleft())
             elif status == ExecStatus.FATAL_ERROR:

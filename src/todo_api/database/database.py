@@ -201,8 +201,7 @@ class Database:
         return (command,) if before is None else ((before, before.encode(values)), command)
 
     async def _attempt(self, commands: Sequence[Command]) -> Answer:
-        connection = await self.pool.take()
-        return await connection.send(commands, self._answer_timeout)
+        return await self.pool.run(commands, self._answer_timeout)
 
     async def check(self) -> None:
         """Look at what requests rely on: the schema, and row security as it is configured.

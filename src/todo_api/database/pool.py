@@ -2,12 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 
 from todo_api.database.address import reason
-from todo_api.database.connection import Connection, ConnectionLost, QueryFailed
+from todo_api.database.connection import (
+    Answer,
+    Command,
+    Connection,
+    ConnectionLost,
+    QueryFailed,
+)
 from todo_api.database.statement import Statement
 from todo_api.errors import DatabaseBusy, DatabaseUnreachable, ShuttingDown
 from todo_api.settings import Settings
@@ -82,25 +88,25 @@ class Pool:
             "pool_waiting": self._turns.waiting,
         }
 
-    async def take(self) -> Connection:
-        """Take the connection used last, or make one. It comes back by itself once it was used.
+    async def run(self, commands: Sequence[Command], seconds: float) -> Answer:
+        """Run commands on the connection used last, on a new one, or on the next that is free.
 
-        Raises `DatabaseBusy`, `DatabaseUnreachable` or `ShuttingDown`.
+        Raises `DatabaseBusy`, `DatabaseUnreachable`, `ShuttingDown` or a `QueryFailed`.
         """
-        left = None if self._turns.take_free() else await self._wait()
-        connection = left or self._used_last()
-        if connection is not None and not connection.closed:
-            return connection
-        try:
-            return await self._connect()
-        except BaseException:
-            self._turns.hand_on()
-            raise
+        answer = None
+        if not self._turns.take_free():
+            answer = await self._wait(lambda connection: connection.send(commands, seconds))
+        if answer is None:
+            connection = self._used_last() or await self._connect_in_place()
+            answer = connection.send(commands, seconds)
+        return await answer
 
-    async def _wait(self) -> Connection | None:
+    async def _wait(
+        self, begin: Callable[[Connection], asyncio.Future[Answer]]
+    ) -> asyncio.Future[Answer] | None:
         started = time.monotonic()
         try:
-            return await self._turns.wait()
+            return await self._turns.wait(begin)
         finally:
             self.on_wait(time.monotonic() - started)
 
@@ -120,6 +126,13 @@ class Pool:
             self._on_trouble()
         if connection.busy:
             self._turns.hand_on()
+
+    async def _connect_in_place(self) -> Connection:
+        try:
+            return await self._connect()
+        except BaseException:
+            self._turns.hand_on()
+            raise
 
     async def _connect(self) -> Connection:
         if self._closed:

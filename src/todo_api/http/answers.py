@@ -108,7 +108,7 @@ class Errors:
         except (Exception, CancelledError) as error:  # noqa: BLE001  every one ends here
             ours = _as_ours(error, scope["request_id"])
             scope["error"] = type(ours).__name__
-            if "started" not in scope:  # the envelope saw no head of a response
+            if "status" not in scope:  # no response has started
                 await error_answer(ours)(scope, receive, send)
 
 

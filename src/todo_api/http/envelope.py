@@ -1,4 +1,4 @@
-"""What every response has in common: request id, HEAD, security headers."""
+"""What all requests and responses have in common: an id, header fields, HEAD."""
 
 import re
 import secrets
@@ -41,7 +41,7 @@ class Envelope:
 
         async def send_enveloped(message: Message) -> None:
             if message["type"] == "http.response.start":
-                scope["started"] = True
+                scope["status"] = message["status"]
                 headers = message["headers"]
                 present = dict(headers)
                 headers += [each for each in COMMON_HEADERS if each[0] not in present]

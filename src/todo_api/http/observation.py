@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import structlog
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = structlog.get_logger()
 
@@ -43,16 +43,8 @@ class Observed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request."""
         started = time.perf_counter()
-        status = 0
-
-        async def remember_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self._app(scope, receive, remember_status)
+            await self._app(scope, receive, send)
         finally:
             seconds = time.perf_counter() - started
             route = scope.get("route")
@@ -61,7 +53,7 @@ class Observed:
                 scope["request_id"],
                 sent["method"],
                 NO_ROUTE if route is None else route.path,
-                0 if sent.get("client_left") else status,
+                0 if sent.get("client_left") else scope.get("status", 0),
                 seconds,
                 scope.get("user"),
                 scope.get("error"),
