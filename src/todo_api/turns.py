@@ -102,7 +102,8 @@ class Turns(Generic[Value]):
         if waiting in self._waiting:
             self._waiting.remove(waiting)
         elif not turn.cancelled() and turn.exception() is None:
-            if work := turn.result():
-                work.cancel()  # the place is handed on when it is over
-            else:
+            work = turn.result()
+            if work is None:
                 self.hand_on()
+            elif not work.cancel():  # the place is handed on when it is over
+                work.exception()  # it has failed already, and nobody else will ask why

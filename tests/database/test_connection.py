@@ -177,6 +177,20 @@ async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
         assert database.pool._turns.taken == 0
 
 
+async def test_connection_made_while_the_pool_closes_is_not_left_open(database_url: str) -> None:
+    async with opened(database_url, pool_size=1) as database:
+        for connection in list(database.pool._open):
+            connection.close()
+        connecting = asyncio.create_task(echo(database))
+        await asyncio.sleep(0)
+        assert database.pool._turns.taken == 1
+        database.close()
+        with pytest.raises(ShuttingDown):
+            await connecting
+        assert not database.pool._open
+        assert database.pool._turns.taken == 0
+
+
 async def taken_from(database: Database) -> Connection:
     """Take a connection out of the pool. It goes back by `hand_on`."""
     assert database.pool._turns.take_free()

@@ -166,7 +166,7 @@ class Connection:
             self._pgconn.pipeline_sync()
             self._flush()
             self._take_in_batches()
-        except psycopg.OperationalError as error:
+        except (psycopg.Error, OSError) as error:
             # Nothing is carried out before its Sync, which has not left.
             self._lose(ConnectionLost(str(error), did_not_run=True))
         return answer

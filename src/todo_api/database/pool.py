@@ -161,4 +161,7 @@ class Pool:
             on_lost=self._lost,
         )
         self._open.add(connection)
+        if self._closed:
+            connection.close()
+            raise ShuttingDown
         return connection
