@@ -1,9 +1,10 @@
 """A real PostgreSQL for every test: one server a run, one migrated copy a test."""
 
 import os
+import secrets
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -94,10 +95,11 @@ def short_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def unused_port() -> int:
-    """A port where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    """A port where nobody listens, and that the kernel gives to no client meanwhile."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_768)  # below the usual range of clients' ports
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextmanager

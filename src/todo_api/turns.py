@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -13,6 +13,8 @@ Work: TypeAlias = asyncio.Future[Any]
 """What was begun at a place, for whoever waited for one."""
 
 Begin: TypeAlias = Callable[[Value], Work]
+"""Begins it."""
+
 Turn: TypeAlias = asyncio.Future[Work | None]
 
 
@@ -44,9 +46,9 @@ class Turns(Generic[Value]):
         self._refusal = refusal
         self._keep = keep
         self._most_waiting = most_waiting
-        self._next = deque.pop if newest_first else deque.popleft
+        self._newest_first = newest_first
         self.taken = 0
-        self._waiting: deque[tuple[Turn, Begin[Value] | None]] = deque()
+        self._waiting: OrderedDict[Turn, Begin[Value] | None] = OrderedDict()
 
     @property
     def waiting(self) -> int:
@@ -69,13 +71,12 @@ class Turns(Generic[Value]):
             raise self._refusal
         loop = asyncio.get_running_loop()
         turn: Turn = loop.create_future()
-        waiting = turn, begin
-        deadline = loop.call_later(self._seconds, self._refuse, waiting)
-        self._waiting.append(waiting)
+        deadline = loop.call_later(self._seconds, self._refuse, turn)
+        self._waiting[turn] = begin
         try:
             return await turn
         except asyncio.CancelledError:
-            self._leave(waiting)
+            self._leave(turn)
             raise
         finally:
             deadline.cancel()
@@ -83,7 +84,7 @@ class Turns(Generic[Value]):
     def hand_on(self, value: Value | None = None) -> None:
         """Leave a place, with a value for whoever is next."""
         while self._waiting:
-            turn, begin = self._next(self._waiting)
+            turn, begin = self._waiting.popitem(last=self._newest_first)
             if not turn.done():
                 turn.set_result(None if value is None or begin is None else begin(value))
                 return
@@ -91,16 +92,14 @@ class Turns(Generic[Value]):
         if value is not None:
             self._keep(value)
 
-    def _refuse(self, waiting: tuple[Turn, Begin[Value] | None]) -> None:
-        turn, _ = waiting
+    def _refuse(self, turn: Turn) -> None:
         if not turn.done():
-            self._waiting.remove(waiting)
+            del self._waiting[turn]
             turn.set_exception(self._refusal())
 
-    def _leave(self, waiting: tuple[Turn, Begin[Value] | None]) -> None:
-        turn, _ = waiting
-        if waiting in self._waiting:
-            self._waiting.remove(waiting)
+    def _leave(self, turn: Turn) -> None:
+        if turn in self._waiting:
+            del self._waiting[turn]
         elif not turn.cancelled() and turn.exception() is None:
             work = turn.result()
             if work is None:

@@ -164,8 +164,8 @@ class Connection:
             for statement, values in commands:
                 self._send_one(statement, values)
             self._pgconn.pipeline_sync()
-            self._flush()
             self._take_in_batches()
+            self._flush()
         except (psycopg.Error, OSError) as error:
             # Nothing is carried out before its Sync, which has not left.
             self._lose(ConnectionLost(str(error), did_not_run=True))
