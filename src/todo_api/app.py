@@ -25,7 +25,7 @@ from todo_api.http.pages import add_documents, health_routes
 from todo_api.http.paths import PathTable
 from todo_api.http.tracing import hide_target
 from todo_api.settings import Settings, origin_of
-from todo_api.tasks.owned_tasks import OwnedTasks
+from todo_api.tasks.owned_tasks import KnownOwners, OwnedTasks
 from todo_api.tasks.routes import task_routes
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         lifespan=_lifespan(settings, database, key_set),
     )
     app.state.settings = settings
-    app.router.routes += task_routes(authenticator, partial(OwnedTasks, database=database))
+    open_tasks = partial(OwnedTasks, database=database, known_owners=KnownOwners())
+    app.router.routes += task_routes(authenticator, open_tasks)
     app.router.routes += health_routes(partial(_not_ready, database, key_set))
     add_documents(app)
     return app

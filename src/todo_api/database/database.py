@@ -40,7 +40,7 @@ GRACE = 1.0
 """Seconds that the server gets beyond its own statement timeout to say so."""
 
 ANSWERS: Mapping[str, type[ApiError]] = {
-    "TD401": AccountErased,  # ours, raised by begin_write (migration 0002)
+    "TD401": AccountErased,  # ours, raised by begin_owner (migration 0001)
     "57014": StatementTimeout,  # query_canceled: statement_timeout
     "55P03": StatementTimeout,  # lock_not_available: lock_timeout
     "40001": ServiceUnavailable,  # serialization_failure
@@ -67,7 +67,7 @@ class Database:
         self._answer_timeout = settings.statement_timeout + GRACE
         self._preamble = row_security.Preamble(settings)
         uncounted = settings.model_copy(update={"rate_limit": 0})
-        self._preamble_of_check = row_security.Preamble(uncounted)
+        self._uncounted_preamble = row_security.Preamble(uncounted)
         self.pool = Pool(conninfo(url), settings, self._preamble.of_session, self._doubt)
         self._reading_on = 0
         self._in_order = False
@@ -97,18 +97,18 @@ class Database:
         owner: str,
         statement: Statement,
         values: Mapping[str, object],
-        issued_at: float | None = None,
+        *,
+        continues: bool = False,
     ) -> Rows:
         """Run a statement as `owner` and return its rows, each one JSON text.
 
-        `issued_at` is when the owner's token was issued, in seconds since the epoch. A write with
-        a token from before its user was erased is refused; one that does not say is from before.
+        `continues` says that its request has run a statement before, and was counted then.
 
         One round trip. Atomic. Tried once more where that is safe: a read whose connection broke,
         or anything that the server certainly did not keep. Raises one of our `ApiError`s.
         """
-        named = {"owner": owner, "issued_at": issued_at, "erasing": statement.erases}
-        return (await self._run(statement, {**named, **values})).rows
+        preamble = self._uncounted_preamble if continues else self._preamble
+        return (await self._run(statement, {"owner": owner, **values}, preamble)).rows
 
     async def read(self, owner: str, statement: Statement) -> tuple[Rows, "Rest | None"]:
         """Run a statement that reads many rows: the first ones, and the rest where there is more.
@@ -116,7 +116,7 @@ class Database:
         Still one round trip: the server goes on to send as the rest is read. It holds a connection
         meanwhile, so at most half of them may be reading on; more is `DatabaseBusy`.
         """
-        rows, connection = await self._run(statement, {"owner": owner})
+        rows, connection = await self._run(statement, {"owner": owner}, self._preamble)
         if connection is None:
             return rows, None
         if self._reading_on >= max(1, self._settings.pool_size // 2):
@@ -128,9 +128,11 @@ class Database:
     def _has_read_on(self) -> None:
         self._reading_on -= 1
 
-    async def _run(self, statement: Statement, values: Mapping[str, object]) -> Answer:
+    async def _run(
+        self, statement: Statement, values: Mapping[str, object], preamble: row_security.Preamble
+    ) -> Answer:
         """Try, and once more where that is safe."""
-        commands = self._commands(statement, values)
+        commands = self._commands(statement, values, preamble)
         try:
             return await self._attempt(commands)
         except QueryFailed as failure:
@@ -190,15 +192,17 @@ class Database:
         self,
         statement: Statement,
         values: Mapping[str, object],
-        preamble: row_security.Preamble | None = None,
+        preamble: row_security.Preamble,
     ) -> Sequence[Command]:
         """Put before a statement what has to precede it in the same transaction."""
-        before = (preamble or self._preamble).before(statement)
-        if statement.many and self._preamble.counts:
+        before = preamble.before(statement)
+        if statement.many and preamble.counts:
             # Its transaction holds the user's bucket: it must not wait for a client to read.
             statement = replace(statement, many=False)
-        command = (statement, statement.encode(values))
-        return (command,) if before is None else ((before, before.encode(values)), command)
+        statements = (*statement.first, statement)
+        if before is not None:
+            statements = (before, *statements)
+        return [(each, each.encode(values)) for each in statements]
 
     async def _attempt(self, commands: Sequence[Command]) -> Answer:
         return await self.pool.run(commands, self._answer_timeout)
@@ -212,7 +216,7 @@ class Database:
         state = row_security.STATE if role else row_security.STATE_OFF
         try:
             rows, _ = await self._attempt(
-                self._commands(state, {"owner": ""}, self._preamble_of_check)
+                self._commands(state, {"owner": ""}, self._uncounted_preamble)
             )
         except QueryFailed as error:
             if type(_answer(error)) is InternalError:

@@ -17,8 +17,8 @@ ROLE = "todo_member"
 OWNER_SETTING = "app.user_id"
 """The setting that the policies compare `user_id` with."""
 
-TABLES = ("erasures", "rate_limits", "tasks", "users")
-"""The tables under row security, each with the one policy `<table>_owner`."""
+TABLES = ("erasures", "rate_limits", "tasks", "tombstones", "users")
+"""The tables with users' rows: under row security, each with the one policy `<table>_owner`."""
 
 
 class Preamble:
@@ -35,24 +35,21 @@ class Preamble:
         counted = settings.rate_limit if settings.rate_limit_store == "postgresql" else 0
         self.counts = counted > 0
         """Whether PostgreSQL counts requests for the rate limit."""
-        self._read = _before_read(*timeouts, role=role, quota=counted)
+        self._one = _before_one(*timeouts, role=role, quota=counted)
         self._many = _before_many(*timeouts_of_many, role=role, quota=counted)
-        self._write = _before_write(*timeouts, role=role, quota=counted)
         self.of_session = None if role else _set_timeouts(*timeouts)
         """What a new connection runs once."""
 
     def before(self, statement: Statement) -> Statement | None:
         """Return the statement to send before this one, if any."""
-        if statement.writes:
-            return self._write
-        return self._many if statement.many else self._read
+        return self._many if statement.many else self._one
 
 
-def _before_read(*timeouts: float, role: bool, quota: int) -> Statement | None:
+def _before_one(*timeouts: float, role: bool, quota: int) -> Statement | None:
     """Take the role and name the owner, with the transaction's timeouts in seconds."""
     if not role and not quota:
         return None
-    return _before(b"before_read", _take_owner(*timeouts) if role else "", _take_request(quota))
+    return _before(b"before_one", quota, _take_owner(*timeouts) if role else "")
 
 
 def _before_many(*timeouts: float, role: bool, quota: int) -> Statement:
@@ -66,31 +63,16 @@ def _before_many(*timeouts: float, role: bool, quota: int) -> Statement:
         "set_config('max_parallel_workers_per_gather', '0', true)"
     )
     owner = _take_owner(*timeouts) if role else _timeouts(*timeouts, local="true")
-    return _before(b"before_many", owner, planner, _take_request(quota))
+    return _before(b"before_many", quota, owner, planner)
 
 
-def _before_write(*timeouts: float, role: bool, quota: int) -> Statement:
-    """Do the same, and refuse a token that is older than its user's erasure (migration 0002)."""
-    return _before(
-        b"before_write",
-        _take_owner(*timeouts) if role else "",
-        _take_request(quota),
-        "begin_write($1, $2, $3)",
-        parameters=("owner", "issued_at", "erasing"),
-    )
-
-
-def _before(name: bytes, *parts: str, parameters: tuple[str, ...] = ("owner",)) -> Statement:
-    sql = f"SELECT {', '.join(part for part in parts if part)}"
-    if "take_request" in sql:
+def _before(name: bytes, quota: int, *parts: str) -> Statement:
+    """Also take one of the owner's requests, where PostgreSQL counts them (migration 0001)."""
+    if quota:
         name += b"_counted"
-    used = parameters if "$1" in sql else ()
-    return Statement(name, sql.encode(), used, writes=False)
-
-
-def _take_request(quota: int) -> str:
-    """Take one of the owner's requests, where PostgreSQL counts them (migration 0003)."""
-    return f"take_request($1, {quota})" if quota else ""
+        parts = (*parts, f"take_request($1, {quota})")
+    sql = f"SELECT {', '.join(part for part in parts if part)}"
+    return Statement(name, sql.encode(), ("owner",) if "$1" in sql else (), writes=False)
 
 
 def _set_timeouts(*timeouts: float) -> Statement:
@@ -100,9 +82,8 @@ def _set_timeouts(*timeouts: float) -> Statement:
 
 
 def _take_owner(*timeouts: float) -> str:
-    return (
-        f"set_config('role', '{ROLE}', true), set_config('{OWNER_SETTING}', $1, true), "
-        + _timeouts(*timeouts, local="true")
+    return f"set_config('role', '{ROLE}', true), name_owner($1), " + _timeouts(
+        *timeouts, local="true"
     )
 
 

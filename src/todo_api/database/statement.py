@@ -1,7 +1,7 @@
 """A statement: SQL compiled once, with a name that prepared connections know it by."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Self
 
@@ -19,32 +19,30 @@ class Statement:
     """One SQL statement that answers with rows of one text column.
 
     `parameters` are the names of $1, $2, … in order. `writes` says that running it twice is not
-    the same as running it once, so a broken connection is no reason to try again; `erases`, that
-    no other write of the owner may go on at the same time; `many`, that there is no limit to how
-    many rows may come, so that they are to be read in batches.
+    the same as running it once, so a broken connection is no reason to try again; `many`, that
+    there is no limit to how many rows may come, so that they are to be read in batches. The
+    statements in `first` run before it, in the same transaction.
     """
 
     name: bytes
     sql: bytes
     parameters: tuple[str, ...]
     writes: bool
-    erases: bool = False
     many: bool = False
+    first: tuple["Statement", ...] = ()
 
     @classmethod
     def compiled(
-        cls,
-        name: str,
-        expression: Executable,
-        *,
-        writes: bool = False,
-        erases: bool = False,
-        many: bool = False,
+        cls, name: str, expression: Executable, *, writes: bool = False, many: bool = False
     ) -> Self:
         """Compile an SQLModel expression for libpq's `$1` placeholders."""
         compiled = expression.compile(dialect=_dialect)  # type: ignore[attr-defined]
         parameters = tuple(compiled.positiontup)
-        return cls(name.encode(), str(compiled).encode(), parameters, writes, erases, many)
+        return cls(name.encode(), str(compiled).encode(), parameters, writes, many)
+
+    def after(self, *first: "Statement") -> Self:
+        """Return this statement with others to run before it."""
+        return replace(self, first=first)
 
     def encode(self, values: Mapping[str, object]) -> list[bytes | None]:
         """Return the values in the order of the placeholders, as libpq's text format."""

@@ -39,8 +39,10 @@ FIELD_ORDER = (
     "completed",
     "priority",
     "due_date",
+    "completed_at",
     "created_at",
     "updated_at",
+    "version",
 )
 """The order of the contract: the first field that is wrong gives the `error`."""
 
@@ -263,8 +265,10 @@ class TaskInput(BaseModel):
 
     id: Ignored
     user_id: Ignored
+    completed_at: Ignored
     created_at: Ignored
     updated_at: Ignored
+    version: Ignored
     title: str
     description: Description = None
     status: StatusValue = "incomplete"
@@ -334,8 +338,13 @@ class Task(BaseModel):
     completed: bool
     priority: Literal["low", "medium", "high"] | None
     due_date: datetime | None
+    completed_at: datetime | None = Field(description="When `status` last became complete.")
     created_at: datetime
     updated_at: datetime
+    version: int = Field(
+        ge=1,
+        description="Changes with every write that changes something; the later of two is higher.",
+    )
 
 
 Body = TypeVar("Body", bound=BaseModel)

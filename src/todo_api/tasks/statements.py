@@ -2,6 +2,10 @@
 
 Each is atomic by itself, names the owner (`owner`, one value), and answers with rows of one
 column: a task as JSON text, made by PostgreSQL, which the service passes on as it came.
+
+A write begins with `_writer`: it takes the lock on the user's row, gives the write its version
+and refuses a void token, all in the one statement (ADR 12). Expressions stand outside RETURNING
+and time comes from now(), because Citus refuses the one and every volatile function (ADR 13).
 """
 
 from collections.abc import Iterable
@@ -13,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     DateTime,
+    Float,
     Text,
     bindparam,
     literal_column,
@@ -22,13 +27,20 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import case, col, delete, func, select, update
 
 from todo_api.database.statement import Statement
-from todo_api.tasks.model import WRITABLE, Erasure, Task, User
+from todo_api.tasks.model import TOMBSTONE_DAYS, WRITABLE, Erasure, Task, Tombstone, User
 
 Status = Literal["incomplete", "complete"]
 Sort = Literal["created", "updated", "title", "due_date", "priority"]
 Order = Literal["asc", "desc"]
 
+TOMBSTONES_AT_ONCE = 100
+"""How many expired tombstones one write removes at most."""
+
 _OWNER = bindparam("owner", type_=Text())
+_OWNER_HASH = func.sha256(func.convert_to(_OWNER, literal_column("'UTF8'")))
+_ISSUED_AT = func.to_timestamp(bindparam("issued_at", type_=Float()))
+_NOW: Any = bindparam("now", type_=BigInteger())
+"""The program's clock, in milliseconds since 1970."""
 _TASK_ID = bindparam("task_id", type_=BigInteger())
 _NEW: dict[str, Any] = {
     name: bindparam(f"new_{name}", type_=DateTime(timezone=True) if name == "due_date" else Text())
@@ -38,11 +50,23 @@ _ITS_OWN = col(Task.user_id) == _OWNER
 _COMPLETE: ColumnElement[str] = literal_column("'complete'")
 _INCOMPLETE: ColumnElement[str] = literal_column("'incomplete'")
 
-# Strictly later than the version it replaces, whatever the clock does. now() would be the
-# transaction's start, which may lie before the write that this one overwrites.
+# now() is the transaction's start, which may lie before the write that this one replaces: so the
+# microsecond makes it strictly later, whatever the clock does.
 _NEXT_UPDATE = func.greatest(
-    func.clock_timestamp(), col(Task.updated_at) + literal_column("interval '1 microsecond'")
+    func.now(), col(Task.updated_at) + literal_column("interval '1 microsecond'")
 )
+
+
+def _writer() -> CTE:
+    """Lock the owner's row and take their next version; no row where the token may not write.
+
+    The version is a hybrid logical clock: it only grows, whatever the clocks of several processes
+    say, and starts above the versions that an erased account or a restored backup has forgotten.
+    """
+    may_write = or_(col(User.tokens_from).is_(None), col(User.tokens_from) <= _ISSUED_AT)
+    locked = update(User).where(col(User.id) == _OWNER, may_write)
+    version = func.greatest(col(User.version) + literal_column("1"), _NOW)
+    return locked.values(version=version).returning(col(User.version)).cte("writer")
 
 
 def _utc(timestamp: Any) -> Any:
@@ -53,19 +77,25 @@ def _utc(timestamp: Any) -> Any:
     )
 
 
-_SHOWN: tuple[Any, ...] = (
-    col(Task.id),
-    col(Task.user_id),
-    col(Task.title),
-    col(Task.description),
-    col(Task.status),
-    (col(Task.status) == _COMPLETE).label("completed"),
-    col(Task.priority),
-    _utc(col(Task.due_date)),
-    _utc(col(Task.created_at)),
-    _utc(col(Task.updated_at)),
-)
-"""The columns of an answer, in the order of the contract."""
+def _shown(task: Any) -> tuple[Any, ...]:
+    """Return the columns of an answer, in the order of the contract."""
+    return (
+        task.id,
+        task.user_id,
+        task.title,
+        task.description,
+        task.status,
+        (task.status == _COMPLETE).label("completed"),
+        task.priority,
+        _utc(task.due_date),
+        _utc(task.completed_at),
+        _utc(task.created_at),
+        _utc(task.updated_at),
+        task.version,
+    )
+
+
+_TASK: Any = Task.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
 
 _SORT_KEYS: dict[Sort, tuple[Any, Order]] = {
     "created": (col(Task.created_at), "desc"),
@@ -95,7 +125,7 @@ def list_tasks(status: Status | None, sort: Sort, order: Order | None) -> Statem
     by_key, by_id = (getattr(each, direction)() for each in (key, col(Task.id)))
     if sort in _MAY_BE_NULL:
         by_key = by_key.nulls_last()
-    tasks = select(*_SHOWN).where(_ITS_OWN).order_by(by_key, by_id)
+    tasks = select(*_shown(_TASK.c)).where(_ITS_OWN).order_by(by_key, by_id)
     if status:
         tasks = tasks.where(col(Task.status) == literal_column(f"'{status}'"))
     name = f"list_{status or 'all'}_by_{sort}_{direction}"
@@ -105,17 +135,24 @@ def list_tasks(status: Status | None, sort: Sort, order: Order | None) -> Statem
 @cache
 def get_task() -> Statement:
     """One task."""
-    task = select(*_SHOWN).where(_ITS_OWN, col(Task.id) == _TASK_ID).subquery("task")
+    task = select(*_shown(_TASK.c)).where(_ITS_OWN, col(Task.id) == _TASK_ID).subquery("task")
     return Statement.compiled("get_task", _as_json(task))
 
 
 @cache
 def add_task() -> Statement:
-    """A new task, and with the first one its owner."""
-    user = insert(User).values(id=_OWNER, email=bindparam("email", type_=Text()))
-    task = insert(Task).values(user_id=_OWNER, **_NEW).returning(*_SHOWN).cte("task")
-    added = _as_json(task).add_cte(user.on_conflict_do_nothing().cte("owner"))
-    return Statement.compiled("add_task", added, writes=True)
+    """A new task, of a user who has a row."""
+    completed_at = case((_NEW["status"] == _COMPLETE, func.now()))
+    values = {"user_id": _OWNER, **_NEW, "completed_at": completed_at}
+    row: Any = select(*values.values(), _writer().c.version)  # type: ignore[call-overload]
+    added = insert(Task).from_select([*values, "version"], row)
+    return Statement.compiled("add_task", _written(added), writes=True)
+
+
+@cache
+def add_first_task() -> Statement:
+    """A new task, of a user who may not have a row yet."""
+    return add_task().after(begin_owner())
 
 
 @cache
@@ -124,42 +161,112 @@ def change_task(fields: frozenset[str]) -> Statement:
     names = [name for name in WRITABLE if name in fields]
     differs = or_(*(_column(name).is_distinct_from(_NEW[name]) for name in names))
     values = {name: _NEW[name] for name in names}
+    if "status" in fields:
+        values["completed_at"] = case(
+            (_NEW["status"] != _COMPLETE, None),
+            (col(Task.status) == _COMPLETE, col(Task.completed_at)),
+            else_=_NEXT_UPDATE,
+        )
     values["updated_at"] = case((differs, _NEXT_UPDATE), else_=col(Task.updated_at))
-    return Statement.compiled("change_" + "_".join(names), _as_json(_update(values)), writes=True)
+    values["version"] = case((differs, _writer().c.version), else_=col(Task.version))
+    return Statement.compiled("change_" + "_".join(names), _written(_update(values)), writes=True)
 
 
 @cache
 def toggle_task() -> Statement:
     """Complete an incomplete task, and the other way round."""
-    toggled = case((col(Task.status) == _COMPLETE, _INCOMPLETE), else_=_COMPLETE)
-    changed = _update({"status": toggled, "updated_at": _NEXT_UPDATE})
-    return Statement.compiled("toggle_task", _as_json(changed), writes=True)
+    is_complete = col(Task.status) == _COMPLETE
+    values = {
+        "status": case((is_complete, _INCOMPLETE), else_=_COMPLETE),
+        "completed_at": case((is_complete, None), else_=_NEXT_UPDATE),
+        "updated_at": _NEXT_UPDATE,
+        "version": _writer().c.version,
+    }
+    return Statement.compiled("toggle_task", _written(_update(values)), writes=True)
 
 
 @cache
 def remove_task() -> Statement:
-    """Delete one task; a row comes back when there was one."""
-    removed = delete(Task).where(_ITS_OWN, col(Task.id) == _TASK_ID).returning(col(Task.id))
-    return Statement.compiled("remove_task", removed, writes=True)
+    """Delete one task and leave a tombstone; a row comes back when there was one."""
+    version = _writer().c.version
+    removed = (
+        delete(Task)
+        .where(_ITS_OWN, col(Task.id) == _TASK_ID, version.is_not(None))
+        .returning(col(Task.id), version)
+        .cte("removed")
+    )
+    buried = insert(Tombstone).from_select(
+        ["user_id", "version", "task_id"], select(_OWNER, removed.c.version, removed.c.id)
+    )
+    answer = select(removed.c.id).add_cte(buried.cte("tombstone"))
+    return Statement.compiled("remove_task", answer, writes=True)
+
+
+@cache
+def forget_tombstones() -> Statement:
+    """Remove some of the owner's expired tombstones, once their row is locked."""
+    owner = select(col(User.id)).where(col(User.id) == _OWNER).with_for_update(key_share=True)
+    locked = owner.cte("owner")
+    expired: Any = literal_column(str(TOMBSTONE_DAYS * 86_400_000))
+    some = (
+        select(col(Tombstone.version))
+        .where(col(Tombstone.user_id) == _OWNER, col(Tombstone.version) < _NOW - expired)
+        .order_by(col(Tombstone.version))
+        .limit(literal_column(str(TOMBSTONES_AT_ONCE)))
+    )
+    forgotten = delete(Tombstone).where(
+        col(Tombstone.user_id) == locked.c.id, col(Tombstone.version).in_(some)
+    )
+    return Statement.compiled("forget_tombstones", forgotten, writes=True)
+
+
+@cache
+def void_token() -> Statement:
+    """A row where the token is older than the owner's erasure. Says why a write found nothing."""
+    tokens_from = col(Erasure.erased_at) + literal_column("interval '10 seconds'")
+    is_void = func.coalesce(tokens_from > _ISSUED_AT, literal_column("true"))
+    mark: Any = select(literal_column("1")).where(col(Erasure.user_hash) == _OWNER_HASH, is_void)
+    return Statement.compiled("void_token", mark.select_from(Erasure))
+
+
+@cache
+def begin_owner() -> Statement:
+    """Lock the owner's row, made anew where it is missing (migration 0001)."""
+    email = bindparam("email", type_=Text())
+    issued_at = bindparam("issued_at", type_=Float())
+    begun = select(func.begin_owner(_OWNER, email, issued_at, _NOW))
+    return Statement.compiled("begin_owner", begun, writes=True)
 
 
 @cache
 def erase_owner() -> Statement:
-    """Delete the owner's row, and with it every task (a cascade); remember when."""
-    user_hash = func.sha256(func.convert_to(_OWNER, literal_column("'UTF8'")))
-    erasure = insert(Erasure).values(user_hash=user_hash)
-    remembered = erasure.on_conflict_do_update(
-        index_elements=[col(Erasure.user_hash)], set_={"erased_at": func.clock_timestamp()}
+    """Delete the owner's row, and with it every task (a cascade); remember when.
+
+    Statements of their own, because each must see what was committed while `begin_owner` waited.
+    """
+    version = select(_OWNER_HASH, col(User.version)).where(col(User.id) == _OWNER)
+    mark = insert(Erasure).from_select(["user_hash", "version"], version)
+    marked = mark.on_conflict_do_update(
+        index_elements=[col(Erasure.user_hash)],
+        set_={"version": mark.excluded.version, "erased_at": mark.excluded.erased_at},
     )
+    buried = delete(Tombstone).where(col(Tombstone.user_id) == _OWNER)
     erased = delete(User).where(col(User.id) == _OWNER).returning(col(User.id))
-    return Statement.compiled(
-        "erase_owner", erased.add_cte(remembered.cte("erasure")), writes=True, erases=True
+    return Statement.compiled("erase_owner", erased, writes=True).after(
+        begin_owner(),
+        Statement.compiled("remember_erasure", marked, writes=True),
+        Statement.compiled("erase_tombstones", buried, writes=True),
     )
 
 
-def _update(values: dict[str, Any]) -> CTE:
-    changed = update(Task).where(_ITS_OWN, col(Task.id) == _TASK_ID).values(**values)
-    return changed.returning(*_SHOWN).cte("task")
+def _update(values: dict[str, Any]) -> Any:
+    return update(Task).where(_ITS_OWN, col(Task.id) == _TASK_ID).values(**values)
+
+
+def _written(change: Any) -> Any:
+    """Return the task that an INSERT or UPDATE leaves, as JSON."""
+    task = change.returning(*_TASK.c).cte("task")
+    return _as_json(select(*_shown(task.c)).subquery("shown"))
 
 
 def _column(name: str) -> Any:

@@ -1,0 +1,225 @@
+"""Users and their tasks, and the row security that keeps them apart."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+OWNER = "nullif(current_setting('app.user_id', true), '')"
+"""The owner that the request named. Afterwards the setting is '' on this connection, not NULL.
+Without a sub-select, because Citus refuses one in a policy."""
+
+OWNER_HASH = f"sha256(convert_to({OWNER}, 'UTF8'))"
+
+POLICIES = {
+    "users": f"id = {OWNER}",
+    "tasks": f"user_id = {OWNER}",
+    "tombstones": f"user_id = {OWNER}",
+    "erasures": f"user_hash = {OWNER_HASH}",
+    "rate_limits": f"user_hash = {OWNER_HASH}",
+}
+"""Which rows a request may see and write, of each table that has users' rows."""
+
+
+def upgrade() -> None:
+    """Make the tables, the role that requests take, its grants, its policies and its functions."""
+    _make_tables()
+    _make_role()
+    _grant()
+    for table, condition in POLICIES.items():
+        op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        op.execute(
+            f"CREATE POLICY {table}_owner ON {table} TO todo_member"
+            f" USING ({condition}) WITH CHECK ({condition})"
+        )
+    _make_functions()
+
+
+def downgrade() -> None:
+    """Drop everything but the role, because another database of the cluster may use it."""
+    for function in ("take_request", "begin_owner", "name_owner"):
+        op.execute(f"DROP FUNCTION {function}")
+    for table in ("rate_limits", "restorations", "erasures", "tombstones", "tasks", "users"):
+        op.drop_table(table)
+
+
+def _make_tables() -> None:
+    op.create_table(
+        "users",
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("email", sa.Text),
+        sa.Column("version", sa.BigInteger, nullable=False),
+        sa.Column("tokens_from", sa.DateTime(timezone=True)),
+        _timestamp("created_at"),
+    )
+    op.create_table(
+        "tasks",
+        sa.Column(
+            "user_id",
+            sa.Text,
+            sa.ForeignKey("users.id", name="tasks_user", ondelete="CASCADE"),
+            primary_key=True,
+        ),
+        sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        sa.Column("title", sa.Text, nullable=False),
+        sa.Column("description", sa.Text),
+        sa.Column("status", sa.Text, nullable=False, server_default=sa.text("'incomplete'")),
+        sa.Column("priority", sa.Text),
+        sa.Column("due_date", sa.DateTime(timezone=True)),
+        sa.Column("completed_at", sa.DateTime(timezone=True)),
+        _timestamp("created_at"),
+        _timestamp("updated_at"),
+        sa.Column("version", sa.BigInteger, nullable=False),
+        sa.CheckConstraint("char_length(title) BETWEEN 1 AND 255", name="tasks_title"),
+        sa.CheckConstraint("char_length(description) <= 5000", name="tasks_description"),
+        sa.CheckConstraint("status IN ('incomplete', 'complete')", name="tasks_status"),
+        sa.CheckConstraint("priority IN ('low', 'medium', 'high')", name="tasks_priority"),
+    )
+    op.create_index("tasks_by_creation", "tasks", ["user_id", "created_at", "id"])
+    op.create_table(
+        "tombstones",
+        sa.Column("user_id", sa.Text, primary_key=True),
+        sa.Column("version", sa.BigInteger, primary_key=True),
+        sa.Column("task_id", sa.BigInteger, primary_key=True),
+        _timestamp("deleted_at"),
+    )
+    op.create_table(
+        "erasures",
+        # A hash instead of the id: what remains of an erased user must not name them.
+        sa.Column("user_hash", sa.LargeBinary, primary_key=True),
+        sa.Column("version", sa.BigInteger, nullable=False),
+        _timestamp("erased_at", "statement_timestamp()"),
+    )
+    op.create_table(
+        "restorations",
+        sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),
+        _timestamp("restored_at"),
+    )
+    op.create_table(
+        "rate_limits",
+        sa.Column("user_hash", sa.LargeBinary, primary_key=True),
+        sa.Column("full_at", sa.DateTime(timezone=True), nullable=False),
+        prefixes=["UNLOGGED"],  # after a crash every user has the whole limit again
+    )
+
+
+def _timestamp(name: str, default: str = "now()") -> sa.Column[object]:
+    return sa.Column(
+        name, sa.DateTime(timezone=True), nullable=False, server_default=sa.text(default)
+    )
+
+
+def _make_role() -> None:
+    """Make the role where it is missing, and let this login take it.
+
+    From PostgreSQL 16 on, the creator of a role cannot take it without WITH SET TRUE. Two
+    databases of one cluster may be migrated at the same moment.
+    """
+    op.execute("""
+        DO $$
+        DECLARE
+            version int := current_setting('server_version_num')::int;
+        BEGIN
+            IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'todo_member') THEN
+                BEGIN
+                    CREATE ROLE todo_member NOLOGIN;
+                EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                    NULL;
+                END;
+            END IF;
+            IF version >= 160000 AND NOT pg_has_role('todo_member', 'SET') THEN
+                EXECUTE 'GRANT todo_member TO CURRENT_USER WITH SET TRUE';
+            ELSIF version < 160000 AND NOT pg_has_role('todo_member', 'MEMBER') THEN
+                GRANT todo_member TO CURRENT_USER;
+            END IF;
+            IF NOT has_schema_privilege('todo_member', current_schema(), 'USAGE') THEN
+                EXECUTE format('GRANT USAGE ON SCHEMA %I TO todo_member', current_schema());
+            END IF;
+        END
+        $$
+    """)
+
+
+def _grant() -> None:
+    """Grant column by column what the API does. Nobody can give a task to another user."""
+    granted = {
+        "users": "SELECT (id, version, tokens_from), INSERT (id, email, version),"
+        " UPDATE (version, tokens_from), DELETE",
+        "tasks": "SELECT, DELETE,"
+        " INSERT (user_id, title, description, status, priority, due_date, completed_at, version),"
+        " UPDATE (title, description, status, priority, due_date, completed_at, updated_at,"
+        " version)",
+        "tombstones": "SELECT, INSERT (user_id, version, task_id), DELETE",
+        "erasures": "SELECT, INSERT (user_hash, version), UPDATE (version, erased_at)",
+        "restorations": "SELECT",
+        "rate_limits": "SELECT, INSERT (user_hash, full_at), UPDATE (full_at)",
+    }
+    for table, privileges in granted.items():
+        op.execute(f"GRANT {privileges} ON {table} TO todo_member")
+
+
+def _make_functions() -> None:
+    # In the place of a plain set_config: on Citus its body is another one (`citus.py`). PostgreSQL
+    # inlines it, so the call costs nothing.
+    op.execute("""
+        CREATE FUNCTION name_owner(owner text) RETURNS text LANGUAGE sql VOLATILE
+        AS $$ SELECT set_config('app.user_id', owner, true) $$
+    """)
+    # Each query of a volatile function has a snapshot of its own. So the look for an erasure sees
+    # one that was committed while the INSERT waited for its row.
+    # Ten seconds: the issuer's clock and ours may differ by that (auth/tokens.py).
+    op.execute("""
+        CREATE FUNCTION begin_owner(
+            owner text, address text, issued_at double precision, moment bigint
+        )
+        RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+        DECLARE
+            erasure erasures;
+            restored bigint;
+        BEGIN
+            INSERT INTO users AS u (id, email, version) VALUES (owner, address, moment)
+                ON CONFLICT (id) DO UPDATE SET version = u.version;
+            SELECT * INTO erasure FROM erasures
+                WHERE user_hash = sha256(convert_to(owner, 'UTF8'));
+            SELECT max(version) INTO restored FROM restorations;
+            UPDATE users AS u SET
+                version = greatest(u.version, erasure.version + 1, restored),
+                tokens_from = erasure.erased_at + interval '10 seconds'
+                WHERE id = owner;
+            IF coalesce(to_timestamp(issued_at) < erasure.erased_at + interval '10 seconds',
+                erasure.erased_at IS NOT NULL)
+            THEN
+                RAISE EXCEPTION 'the token is older than the erasure' USING ERRCODE = 'TD401';
+            END IF;
+        END
+        $$
+    """)
+    # The same rule as in auth/rate_limits.py. The row's lock makes it exact: requests of one user
+    # run one after another here, those of others do not wait.
+    op.execute("""
+        CREATE FUNCTION take_request(owner text, quota integer)
+        RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+        DECLARE
+            step interval := interval '1 minute' / quota;
+            moment timestamptz := clock_timestamp();
+        BEGIN
+            INSERT INTO rate_limits AS bucket (user_hash, full_at)
+            VALUES (sha256(convert_to(owner, 'UTF8')), moment + step)
+            ON CONFLICT (user_hash) DO UPDATE
+            -- full_at is more than a minute ahead only if the clock was set back.
+            SET full_at = CASE
+                WHEN bucket.full_at > moment + interval '1 minute' THEN moment + step
+                ELSE greatest(bucket.full_at, moment) + step
+            END
+            WHERE bucket.full_at > moment + interval '1 minute'
+            OR greatest(bucket.full_at, moment) + step <= moment + interval '1 minute';
+            IF NOT FOUND THEN
+                RAISE EXCEPTION 'too many requests' USING ERRCODE = 'TD429';
+            END IF;
+        END
+        $$
+    """)
+    op.execute("GRANT EXECUTE ON FUNCTION name_owner, begin_owner, take_request TO todo_member")
