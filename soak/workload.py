@@ -23,11 +23,11 @@ def seed(url: str) -> None:
     """Put the data in: user n owns every hundredth task, from n + 1 on."""
     with psycopg.connect(url, autocommit=True) as sql:
         sql.execute(
-            "INSERT INTO users (id) SELECT 'user' || n FROM generate_series(0, %s) AS n",
+            "INSERT INTO users (id, version) SELECT 'user' || n, 1 FROM generate_series(0, %s) AS n",
             [USERS - 1],
         )
         sql.execute(
-            "INSERT INTO tasks (user_id, title) SELECT 'user' || n %% %s, 'seed ' || n"
+            "INSERT INTO tasks (user_id, title, version) SELECT 'user' || n %% %s, 'seed ' || n, 1"
             " FROM generate_series(0, %s) AS n ORDER BY n",
             [USERS, USERS * TASKS - 1],
         )

@@ -19,11 +19,13 @@ WRITES: list[tuple[str, str, dict[str, Any] | None]] = [
     ("DELETE", "/api/tasks/1", None),
 ]
 
+NOTHING: dict[str, list[Any]] = {"users": [], "tasks": [], "tombstones": []}
+
 
 def everything(sql: psycopg.Connection) -> dict[str, list[Any]]:
     return {
         table: sql.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608
-        for table in ("users", "tasks")
+        for table in ("users", "tasks", "tombstones")
     }
 
 
@@ -31,10 +33,14 @@ def everything(sql: psycopg.Connection) -> dict[str, list[Any]]:
 async def test_erases_the_user_and_nobody_else(
     service: Service, sql: psycopg.Connection, account: str
 ) -> None:
+    bobs = await service.create("bob")
+    await service.request("DELETE", f"/api/tasks/{bobs['id']}", "bob")
     await service.create("bob")
     before = everything(sql)
     for _ in range(3):
         await service.create("alice")
+    deleted = await service.create("alice")
+    await service.request("DELETE", f"/api/tasks/{deleted['id']}", "alice")
     for _ in range(2):
         gone = await service.request("DELETE", account, "alice")
         assert (gone.status_code, gone.content) == (204, b"")
@@ -49,7 +55,7 @@ async def test_user_who_never_wrote_can_leave(service: Service, sql: psycopg.Con
     assert (await service.request("DELETE", "/api/account", "alice")).status_code == 204
     created = await service.client.post("/api/tasks", headers=bearer("alice"), json={"title": "x"})
     assert created.status_code == 401
-    assert everything(sql) == {"users": [], "tasks": []}
+    assert everything(sql) == NOTHING
 
 
 @pytest.mark.parametrize(("verb", "path", "body"), WRITES)
@@ -70,7 +76,7 @@ async def test_token_from_before_cannot_write(
     assert refused.status_code == 401
     assert refused.json() == {"error": "A valid bearer token is required"}
     assert refused.headers["www-authenticate"] == 'Bearer error="invalid_token"'
-    assert everything(sql) == after == {"users": [], "tasks": []}
+    assert everything(sql) == after == NOTHING
     reading = await service.request("GET", "/api/tasks", headers=old)
     assert (reading.status_code, reading.json()) == (200, [])
 
@@ -125,7 +131,7 @@ async def test_erasure_waits_for_a_write_and_takes_it_along(
         holder.rollback()
     assert (await write).status_code == 201
     assert (await erasure).status_code == 204
-    assert everything(sql) == {"users": [], "tasks": []}
+    assert everything(sql) == NOTHING
 
 
 async def test_write_that_waited_for_an_erasure_is_refused(
@@ -145,7 +151,7 @@ async def test_write_that_waited_for_an_erasure_is_refused(
         holder.rollback()
     assert (await erasure).status_code == 204
     assert (await write).status_code == 401
-    assert everything(sql) == {"users": [], "tasks": []}
+    assert everything(sql) == NOTHING
 
 
 async def test_writes_and_erasures_race_many_times(
@@ -159,7 +165,7 @@ async def test_writes_and_erasures_race_many_times(
         erasure = service.client.delete("/api/account", headers=user)
         answers = await asyncio.gather(writes[0], erasure, *writes[1:])
         assert {answer.status_code for answer in answers} <= {201, 204, 401}
-    assert everything(sql) == {"users": [], "tasks": []}
+    assert everything(sql) == NOTHING
 
 
 def waiting(sql: psycopg.Connection) -> int:

@@ -247,9 +247,12 @@ async def test_concurrent_creations_are_distinct_and_listed_after_their_own_answ
 
 def seed(sql: psycopg.Connection, users: int, tasks: int) -> dict[str, list[int]]:
     """Give every user so many tasks, each with his name in it; return the ids."""
-    sql.execute("INSERT INTO users (id) SELECT 'user ' || n FROM generate_series(1, %s) n", [users])
+    sql.execute(
+        "INSERT INTO users (id, version) SELECT 'user ' || n, 1 FROM generate_series(1, %s) n",
+        [users],
+    )
     rows = sql.execute(
-        "INSERT INTO tasks (user_id, title) SELECT id, 'of ' || id FROM users"
+        "INSERT INTO tasks (user_id, title, version) SELECT id, 'of ' || id, 1 FROM users"
         " CROSS JOIN generate_series(1, %s) RETURNING user_id, id",
         [tasks],
     ).fetchall()

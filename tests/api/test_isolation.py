@@ -1,4 +1,4 @@
-"""Every user sees his own tasks and nothing else, ever."""
+"""Every user sees their own tasks and nothing else, ever."""
 
 import re
 from dataclasses import replace
@@ -38,7 +38,11 @@ TWO_USER_CASES = [
 
 
 def checksum(sql: psycopg.Connection, user: str) -> Any:
-    query = "SELECT md5(string_agg(t::text, '' ORDER BY id)) FROM tasks AS t WHERE user_id = %s"
+    """Return a hash of the user's row and of all their tasks."""
+    query = """
+        SELECT md5(u::text || coalesce(string_agg(t::text, '' ORDER BY t.id), ''))
+        FROM users AS u LEFT JOIN tasks AS t ON t.user_id = u.id WHERE u.id = %s GROUP BY u.*
+    """
     return sql.execute(query, [user]).fetchone()
 
 
@@ -129,12 +133,16 @@ async def test_owner_in_a_body_is_ignored(service: Service, sql: psycopg.Connect
     assert sql.execute("SELECT user_id, id FROM tasks").fetchall() == [("mallory", created["id"])]
 
 
-OWNER_PREDICATE = re.compile(rb"(?:tasks\.user_id|users\.id) = (\$\d+::VARCHAR)")
+OWNER = rb"\$\d+::VARCHAR"
+OWNER_PREDICATE = re.compile(
+    rb"(?:\w+\.user_id|users\.id) = (" + OWNER + rb")"
+    rb"|erasures\.user_hash = sha256\(convert_to\((" + OWNER + rb"), 'UTF8'\)\)"
+)
 
 
 def without_owner_predicate(statement: Statement) -> Statement:
     """Forget the first lock: the statement that a careless change would leave."""
-    sql = OWNER_PREDICATE.sub(rb"\1 IS NOT NULL", statement.sql)
+    sql = OWNER_PREDICATE.sub(lambda found: (found[1] or found[2]) + b" IS NOT NULL", statement.sql)
     return replace(statement, name=b"careless_" + statement.name, sql=sql)
 
 
@@ -154,10 +162,10 @@ async def test_row_security_holds_where_a_statement_forgets_the_owner(
     run = Database._run
     stripped = []
 
-    async def run_careless(self: Database, statement: Statement, values: Any) -> Answer:
+    async def run_careless(self: Database, statement: Statement, *rest: Any) -> Answer:
         careless = without_owner_predicate(statement)
         stripped.append(careless.sql != statement.sql)
-        return await run(self, careless, values)
+        return await run(self, careless, *rest)
 
     async with running_service(database_url, short_folder, row_security=row_security) as service:
         alices = await service.create("alice", title="secret")
@@ -166,23 +174,47 @@ async def test_row_security_holds_where_a_statement_forgets_the_owner(
         own_path = path.format(user_id="mallory", id=alices["id"])
         answer = await service.request(verb, own_path, "mallory", json=body)
     leaked = "secret" in answer.text or checksum(sql, "alice") != before
+    assert stripped
+    assert all(stripped)
+    assert leaked is not row_security
     if verb == "POST":
         assert answer.json()["user_id"] == "mallory"
-        assert stripped == [False]
-        return
-    assert stripped == [True]
-    assert leaked is not row_security
-    if row_security:
+    elif row_security:
         assert answer.status_code == (404 if "{id}" in path else 204 if verb == "DELETE" else 200)
 
 
+async def test_row_security_holds_where_an_erasure_forgets_whose_tombstones_go(
+    service: Service, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = await service.create("alice")
+    await service.request("DELETE", f"/api/tasks/{task['id']}", "alice")
+    erasure = statements.erase_owner()
+    careless = erasure.after(*map(without_owner_predicate, erasure.first))
+    assert [each.name for each in careless.first if b"DELETE" in each.sql]
+    monkeypatch.setattr(statements, "erase_owner", lambda: careless)
+    await service.create("mallory")
+    assert (await service.request("DELETE", "/api/account", "mallory")).status_code == 204
+    assert sql.execute("SELECT user_id, task_id FROM tombstones").fetchall() == [
+        ("alice", task["id"])
+    ]
+    assert sql.execute("SELECT id FROM users").fetchall() == [("alice",)]
+
+
 async def test_every_statement_names_the_owner() -> None:
+    """Once for each table that it reads or changes by owner; an INSERT has the owner as value."""
+    writes = {
+        statements.add_task(): 1,
+        statements.toggle_task(): 2,
+        statements.remove_task(): 2,
+        statements.forget_tombstones(): 2,
+        **{statements.change_task(frozenset({name})): 2 for name in WRITABLE},
+        **dict.fromkeys((*statements.erase_owner().first[1:], statements.erase_owner()), 1),
+    }
+    for statement, tables in writes.items():
+        assert len(OWNER_PREDICATE.findall(statement.sql)) == tables, statement.sql
     every = [
         statements.get_task(),
-        statements.toggle_task(),
-        statements.remove_task(),
-        statements.erase_owner(),
-        *(statements.change_task(frozenset({name})) for name in WRITABLE),
+        statements.void_token(),
         *(
             statements.list_tasks(status, sort, order)
             for status in ("complete", "incomplete", None)

@@ -135,8 +135,8 @@ async def test_a_list_larger_than_the_sockets_buffer_is_whole(
 ) -> None:
     await service.create("alice")
     sql.execute(
-        "INSERT INTO tasks (user_id, title, description)"
-        " SELECT 'alice', 'number ' || n, repeat('x', 1000) FROM generate_series(1, 2000) AS n"
+        "INSERT INTO tasks (user_id, title, description, version)"
+        " SELECT 'alice', 'number ' || n, repeat('x', 1000), 1 FROM generate_series(1, 2000) AS n"
     )
     response = await service.request("GET", "/api/tasks?sort=created&order=asc", "alice")
     assert len(response.json()) == 2001

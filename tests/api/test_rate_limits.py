@@ -533,10 +533,10 @@ def _little_buffered(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def long_list(sql: psycopg.Connection) -> str:
     """A user whose list takes several batches."""
-    sql.execute("INSERT INTO users (id) VALUES ('alice')")
+    sql.execute("INSERT INTO users (id, version) VALUES ('alice', 1)")
     sql.execute(
-        "INSERT INTO tasks (user_id, title, description)"
-        " SELECT 'alice', 'x', repeat('y', 4000) FROM generate_series(1, 3000)"
+        "INSERT INTO tasks (user_id, title, description, version)"
+        " SELECT 'alice', 'x', repeat('y', 4000), 1 FROM generate_series(1, 3000)"
     )
     return "alice"
 

@@ -41,12 +41,14 @@ async def test_create_answers_the_stored_task(
         "completed": False,
         "priority": None,
         "due_date": None,
+        "completed_at": None,
         "created_at": task["created_at"],
         "updated_at": task["created_at"],
+        "version": row["version"],
     }
     assert list(task) == [
         *("id", "user_id", "title", "description", "status", "completed"),
-        *("priority", "due_date", "created_at", "updated_at"),
+        *("priority", "due_date", "completed_at", "created_at", "updated_at", "version"),
     ]
     assert moment(task["created_at"]) == row["created_at"] == row["updated_at"]
     assert (row["user_id"], row["title"], row["status"]) == (
@@ -145,10 +147,13 @@ async def test_put_changes_what_is_present_and_keeps_the_rest(
         "title": "new",
         "priority": None,
         "updated_at": changed["updated_at"],
+        "version": changed["version"],
     }
+    assert changed["version"] > task["version"]
     assert moment(changed["updated_at"]) > moment(task["updated_at"])
     (row,) = stored(sql)
     assert (row["title"], row["priority"], row["description"]) == ("new", None, "old")
+    assert row["version"] == changed["version"]
     assert row["created_at"] == moment(task["created_at"])
 
 
@@ -168,6 +173,7 @@ async def test_put_accepts_what_the_server_sent(service: Service) -> None:
         **task,
         "title": "again",
         "updated_at": response.json()["updated_at"],
+        "version": response.json()["version"],
     }
 
 
@@ -217,6 +223,27 @@ async def test_user_scoped_complete_sets_and_repeats_without_change(service: Ser
         assert (repeat.status_code, repeat.json()) == (200, first)
     undone = (await service.request("PATCH", path, "alice", json={"completed": False})).json()
     assert undone["status"] == "incomplete"
+
+
+async def test_completed_at_is_when_the_status_last_became_complete(service: Service) -> None:
+    task = await service.create("alice", status="complete")
+    assert task["completed_at"] == task["created_at"]
+    path = f"/api/tasks/{task['id']}"
+    renamed = (await service.request("PUT", path, "alice", json={"title": "x"})).json()
+    assert renamed["completed_at"] == task["completed_at"] < renamed["updated_at"]
+    again = (await service.request("PUT", path, "alice", json={"status": "complete"})).json()
+    assert again == renamed
+    reopened = (await service.request("PATCH", f"{path}/complete", "alice")).json()
+    assert reopened["completed_at"] is None
+    closed = (await service.request("PATCH", f"{path}/complete", "alice")).json()
+    assert closed["completed_at"] == closed["updated_at"] > renamed["completed_at"]
+    off = (await service.request("PUT", path, "alice", json={"completed": False})).json()
+    assert off["completed_at"] is None
+    on = (await service.request("PUT", path, "alice", json={"completed": True})).json()
+    assert on["completed_at"] == on["updated_at"]
+    ignored = {"title": "y", "completed_at": None, "version": 1}
+    kept = (await service.request("PUT", path, "alice", json=ignored)).json()
+    assert (kept["completed_at"], kept["version"] > on["version"]) == (on["completed_at"], True)
 
 
 async def test_token_scoped_complete_toggles(service: Service) -> None:

@@ -68,6 +68,13 @@ def stored(fields: Task) -> Task:
     return values
 
 
+def completed_at(known: Task, values: Task, now: str) -> str | None:
+    """Return when the status last became complete, after a write at `now`."""
+    if values.get("status", known["status"]) == "incomplete":
+        return None
+    return now if known["status"] == "incomplete" else known["completed_at"]
+
+
 def arranged(tasks: list[Task], status: str, sort: str, order: str) -> list[Task]:
     """Filter and sort: none last in both directions, ties by id in the direction."""
     status = SPELLINGS.get(status, status)
@@ -144,6 +151,7 @@ class Tasks(RuleBasedStateMachine):
         self.users = [USERS[0] + str(run), *(f"{name} {run}" for name in USERS[1:])]
         self.clients = [self.program.client(token(user)) for user in self.users]
         self.tasks: list[dict[int, Task]] = [{} for _ in self.users]
+        self.versions = [0 for _ in self.users]
 
     def teardown(self) -> None:
         """At the end every list is what it should be."""
@@ -169,11 +177,19 @@ class Tasks(RuleBasedStateMachine):
         assert answer.status_code == 200, answer.text
         task = answer.json()
         if {**known, **values} == known:
-            assert task["updated_at"] == known["updated_at"]
-        else:
-            assert task["updated_at"] > known["updated_at"]
-        self.tasks[user][task_id] = {**known, **values, "updated_at": task["updated_at"]}
+            assert task == known
+            return
+        assert task["updated_at"] > known["updated_at"]
+        self.check_version(user, task)
+        given = {name: task[name] for name in ("updated_at", "completed_at", "version")}
+        assert given["completed_at"] == completed_at(known, values, task["updated_at"])
+        self.tasks[user][task_id] = {**known, **values, **given}
         assert task == self.tasks[user][task_id]
+
+    def check_version(self, user: int, task: Task) -> None:
+        """See that a write's version is higher than every one that the user has seen."""
+        assert task["version"] > self.versions[user]
+        self.versions[user] = task["version"]
 
     def check_list(self, user: int, family: str, query: dict[str, str]) -> None:
         """See that a list holds the right tasks in the right order."""
@@ -190,18 +206,21 @@ class Tasks(RuleBasedStateMachine):
         answer = self.ask(user, "POST", self.path(user, family), body)
         assert answer.status_code == 201, answer.text
         task = answer.json()
-        set_here = {name: task[name] for name in ("id", "created_at", "updated_at")}
+        given = ("id", "created_at", "updated_at", "version")
+        set_here = {name: task[name] for name in given}
         expected = {
             **dict.fromkeys(WRITABLE),
             "status": "incomplete",
             "completed": False,
             "user_id": self.users[user],
+            "completed_at": task["created_at"] if task["completed"] else None,
             **stored(body),
             **set_here,
         }
         assert task == expected
         assert answer.headers["location"] == self.path(user, family, f"/{task['id']}")
         assert not any(task["id"] in tasks for tasks in self.tasks)
+        self.check_version(user, task)
         self.tasks[user][task["id"]] = task
         return user, task["id"]
 

@@ -55,8 +55,8 @@ def test_up_down_up_with_data(empty_database_url: str) -> None:
     alembic(url, command.upgrade, "head")
     before = catalogue(url)
     with psycopg.connect(url) as connection:
-        connection.execute("INSERT INTO users (id) VALUES ('alice')")
-        connection.execute("INSERT INTO tasks (user_id, title) VALUES ('alice', 'x')")
+        connection.execute("INSERT INTO users (id, version) VALUES ('alice', 1)")
+        connection.execute("INSERT INTO tasks (user_id, title, version) VALUES ('alice', 'x', 1)")
     alembic(url, command.downgrade, "base")
     assert rows(url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'") == [
         ("alembic_version",)
@@ -192,19 +192,21 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
 
 def test_member_sees_and_writes_only_the_named_owners_rows(sql: psycopg.Connection) -> None:
     """The second lock by itself, in plain SQL."""
-    sql.execute("INSERT INTO users (id) VALUES ('alice'), ('bob')")
-    sql.execute("INSERT INTO tasks (user_id, title) VALUES ('alice', 'a'), ('bob', 'b')")
+    sql.execute("INSERT INTO users (id, version) VALUES ('alice', 1), ('bob', 1)")
+    sql.execute(
+        "INSERT INTO tasks (user_id, title, version) VALUES ('alice', 'a', 1), ('bob', 'b', 1)"
+    )
     sql.execute("SET ROLE todo_member")
     assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (0,)
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        sql.execute("INSERT INTO tasks (user_id, title) VALUES ('alice', 'x')")
+        sql.execute("INSERT INTO tasks (user_id, title, version) VALUES ('alice', 'x', 1)")
     sql.execute("SELECT set_config('app.user_id', 'alice', false)")
     assert sql.execute("SELECT title FROM tasks").fetchall() == [("a",)]
     assert sql.execute("SELECT id FROM users").fetchall() == [("alice",)]
     assert sql.execute("UPDATE tasks SET title = 'x' WHERE user_id = 'bob'").rowcount == 0
     assert sql.execute("DELETE FROM tasks WHERE user_id = 'bob'").rowcount == 0
     for statement in (
-        "INSERT INTO tasks (user_id, title) VALUES ('bob', 'x')",
+        "INSERT INTO tasks (user_id, title, version) VALUES ('bob', 'x', 1)",
         "UPDATE tasks SET user_id = 'bob'",
         "UPDATE tasks SET created_at = now()",
         "SELECT email FROM users",
@@ -346,11 +348,11 @@ def test_nobody_but_owner_and_member_has_a_grant(sql: psycopg.Connection) -> Non
 def add_tasks(connection: psycopg.Connection, number: int) -> None:
     """Give ten tasks each to a tenth as many users."""
     connection.execute(
-        "INSERT INTO users (id) SELECT 'user ' || n FROM generate_series(0, %s) AS n",
+        "INSERT INTO users (id, version) SELECT 'user ' || n, 1 FROM generate_series(0, %s) AS n",
         [number // 10 - 1],
     )
     connection.execute(
-        "INSERT INTO tasks (user_id, title) SELECT 'user ' || n / 10, 'Task ' || n"
+        "INSERT INTO tasks (user_id, title, version) SELECT 'user ' || n / 10, 'Task ' || n, 1"
         " FROM generate_series(0, %s) AS n",
         [number - 1],
     )
@@ -368,10 +370,10 @@ def writers(url: str) -> Iterator[list[str]]:
             connection.execute("SET lock_timeout = '2s'")
             while not stopped.is_set():
                 for statement in (
-                    "INSERT INTO tasks (user_id, title) VALUES (%s, 'x')",
+                    "INSERT INTO tasks (user_id, title, version) VALUES (%s, 'x', 1)",
                     "UPDATE tasks SET title = 'y' WHERE user_id = %s",
                     "DELETE FROM tasks WHERE user_id = %s AND title = 'y'",
-                    "INSERT INTO users (id) VALUES (%s) ON CONFLICT DO NOTHING",
+                    "INSERT INTO users (id, version) VALUES (%s, 1) ON CONFLICT DO NOTHING",
                 ):
                     try:
                         connection.execute(statement, [user])

@@ -52,7 +52,8 @@ FEW, SOME, MANY = "ada", "user-77", "whale"
 """Users with 20 tasks, with 100 (as everybody has), and with 100,000."""
 
 FILL = """
-    INSERT INTO tasks (user_id, title, status, priority, due_date, created_at, updated_at)
+    INSERT INTO tasks (user_id, title, status, priority, due_date, created_at, updated_at,
+        version)
     SELECT
         CASE WHEN n % (size / 20) = 0 THEN 'ada' ELSE 'user-' || n / 5 % (size / 100) END,
         'Task ' || n % 7919,
@@ -60,7 +61,8 @@ FILL = """
         (ARRAY['low', 'medium', 'high', NULL])[1 + twentieth % 4],
         CASE WHEN twentieth % 5 > 0 THEN moment + interval '1 month' END,
         moment,
-        moment + n % 11 * interval '1 hour'
+        moment + n % 11 * interval '1 hour',
+        1
     FROM
         (SELECT $1::int) AS given (size),
         generate_series(0, size - 1) AS n,
@@ -77,9 +79,9 @@ def fill(url: str, size: int, many: int) -> None:
         # What follows needs no check of each row's foreign key: it takes half of the time.
         connection.execute("SET session_replication_role = replica")
         run = RawCursor(connection).execute
-        run("INSERT INTO users (id) VALUES ('ada'), ('whale')")
+        run("INSERT INTO users (id, version) VALUES ('ada', 1), ('whale', 1)")
         run(
-            "INSERT INTO users (id) SELECT 'user-' || n FROM generate_series(0, $1::int) AS n",
+            "INSERT INTO users (id, version) SELECT 'user-' || n, 1 FROM generate_series(0, $1::int) AS n",
             [size // 100 - 1],
         )
         run(
@@ -89,8 +91,8 @@ def fill(url: str, size: int, many: int) -> None:
         )
         run(FILL, [size])
         run(
-            "INSERT INTO tasks (user_id, title)"
-            " SELECT 'whale', 'Task ' || n FROM generate_series(1, $1::int) AS n",
+            "INSERT INTO tasks (user_id, title, version)"
+            " SELECT 'whale', 'Task ' || n, 1 FROM generate_series(1, $1::int) AS n",
             [many],
         )
         run("VACUUM ANALYZE")

@@ -22,10 +22,10 @@ MEMORY_BYTES = 8_000_000
 
 
 def fill(sql: psycopg.Connection, user: str, tasks: int) -> None:
-    sql.execute("INSERT INTO users (id) VALUES (%s)", [user])
+    sql.execute("INSERT INTO users (id, version) VALUES (%s, 1)", [user])
     sql.execute(
-        "INSERT INTO tasks (user_id, title, description, created_at)"
-        " SELECT %s, 'Buy groceries ' || n, 'Milk and bread', now() - n * interval '1 second'"
+        "INSERT INTO tasks (user_id, title, description, created_at, version)"
+        " SELECT %s, 'Buy groceries ' || n, 'Milk and bread', now() - n * interval '1 second', 1"
         " FROM generate_series(1, %s) AS n",
         [user, tasks],
     )

@@ -32,9 +32,12 @@ follows_prepared_statements = pytest.mark.skipif(
 @pytest.fixture
 def owned(sql: psycopg.Connection) -> dict[str, list[int]]:
     """Every user's tasks; each has the name of its user as its title."""
-    sql.execute("INSERT INTO users (id) SELECT 'user ' || n FROM generate_series(1, %s) n", [USERS])
+    sql.execute(
+        "INSERT INTO users (id, version) SELECT 'user ' || n, 1 FROM generate_series(1, %s) n",
+        [USERS],
+    )
     rows = sql.execute(
-        "INSERT INTO tasks (user_id, title) SELECT id, id FROM users"
+        "INSERT INTO tasks (user_id, title, version) SELECT id, id, 1 FROM users"
         " CROSS JOIN generate_series(1, 8) RETURNING user_id, id"
     ).fetchall()
     tasks: dict[str, list[int]] = {}

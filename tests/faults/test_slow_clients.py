@@ -213,10 +213,10 @@ async def test_refused_bodies_that_come_a_byte_at_a_time(
 
 def fill(sql: psycopg.Connection, tasks: int) -> None:
     """Give alice so many tasks of four thousand bytes."""
-    sql.execute("INSERT INTO users (id) VALUES ('alice')")
+    sql.execute("INSERT INTO users (id, version) VALUES ('alice', 1)")
     sql.execute(
-        "INSERT INTO tasks (user_id, title, description)"
-        " SELECT 'alice', 'x', repeat('y', 4000) FROM generate_series(1, %s)",
+        "INSERT INTO tasks (user_id, title, description, version)"
+        " SELECT 'alice', 'x', repeat('y', 4000), 1 FROM generate_series(1, %s)",
         [tasks],
     )
 

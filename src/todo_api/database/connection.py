@@ -104,12 +104,12 @@ class Connection:
         self.answers_given = 0
         """How often it has become free: tells whether it is still at work for somebody."""
         self._prepared: set[bytes] = set()
-        self._preparing: deque[bytes] = deque()
+        self._awaited: deque[bytes | None] = deque()
+        """What is still to be answered, in order: a statement to prepare, by name, or a command."""
         self.busy = False
         """Whether commands are under way."""
         self._answer: asyncio.Future[Answer] | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._unanswered = 0
         self._in_batches = False
         self._is_batching = False
         self._rows: Rows = []
@@ -157,7 +157,7 @@ class Connection:
         self.busy = True
         answer = self._expect_answer(timeout)
         self._error = None
-        self._unanswered = len(commands)
+        self._awaited.clear()
         self._in_batches = commands[-1][0].many
         self._is_batching = False
         try:
@@ -202,11 +202,12 @@ class Connection:
     def _send_one(self, statement: Statement, values: Sequence[bytes | None]) -> None:
         if not self._prepare:
             self._pgconn.send_query_params(statement.sql, values)
-            return
-        if statement.name not in self._prepared:
-            self._pgconn.send_prepare(statement.name, statement.sql)
-            self._preparing.append(statement.name)
-        self._pgconn.send_query_prepared(statement.name, values)
+        else:
+            if statement.name not in self._prepared:
+                self._pgconn.send_prepare(statement.name, statement.sql)
+                self._awaited.append(statement.name)
+            self._pgconn.send_query_prepared(statement.name, values)
+        self._awaited.append(None)
 
     def _flush(self) -> None:
         """Send what the socket takes; the rest when it takes more."""
@@ -244,9 +245,10 @@ class Connection:
                 continue
             at_end = False
             status = result.status
-            if status == ExecStatus.TUPLES_OK:
+            if status in {ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK}:
                 self._take(result)
-                self._unanswered -= 1
+                if prepared := self._awaited.popleft():
+                    self._prepared.add(prepared)
             elif status == ExecStatus.TUPLES_CHUNK:
                 self._take(result)
                 if self._held >= BATCH_BYTES:
@@ -254,8 +256,6 @@ class Connection:
             elif status == ExecStatus.PIPELINE_SYNC:
                 self._finish()
                 return
-            elif status == ExecStatus.COMMAND_OK and self._preparing:
-                self._prepared.add(self._preparing.popleft())
             elif status == ExecStatus.FATAL_ERROR:
                 self._error = self._error or self._server_error(result)
 
@@ -263,13 +263,13 @@ class Connection:
         """Ask libpq for chunks of rows: once, when the command's turn has come."""
         if not self._in_batches or self._is_batching:
             return
-        if self._unanswered == 1 and not self._preparing and self._error is None:
+        if len(self._awaited) == 1 and self._error is None:
             self._is_batching = True
             self._pgconn.set_chunked_rows_mode(CHUNK_ROWS)
 
     def _take(self, result: pq.abc.PGresult) -> None:
         """Keep the rows, of the last command alone."""
-        if self._unanswered > 1:
+        if len(self._awaited) > 1:
             return
         rows = [result.get_value(row, 0) or b"" for row in range(result.ntuples)]
         self._rows += rows
@@ -293,7 +293,7 @@ class Connection:
         # A session that ends after the last command was carried out may have committed it.
         return ServerError(
             sqlstate.decode(),
-            did_not_run=severity == b"ERROR" or self._unanswered > 0,
+            did_not_run=severity == b"ERROR" or bool(self._awaited),
         )
 
     def _finish(self) -> None:
@@ -303,7 +303,6 @@ class Connection:
             self._lose(error)
             return
         rows, self._rows = self._rows, []
-        self._preparing.clear()
         self.busy = False
         self.answers_given += 1
         self._settle(error or Answer(rows))

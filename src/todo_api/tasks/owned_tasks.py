@@ -51,6 +51,10 @@ class KnownOwners:
             del self._ids[next(iter(self._ids))]
         self._ids[owner_id] = None
 
+    def discard(self, owner_id: str) -> None:
+        """Forget an owner, if they are known."""
+        self._ids.pop(owner_id, None)
+
 
 class OwnedTasks:
     """An owner's tasks. Each operation is one statement; a task is its JSON text.
@@ -106,6 +110,7 @@ class OwnedTasks:
 
     async def erase_owner(self) -> None:
         """Delete the owner and all their tasks. Again, with the same token: nothing happens."""
+        self._known_owners.discard(self.owner.id)
         with suppress(AccountErased):
             await self._write(statements.erase_owner(), {})
 
