@@ -285,7 +285,7 @@ def _answer(failure: QueryFailed) -> ApiError:
 
 def _refusal(failure: QueryFailed) -> str:
     """Say what an operator has to do about a check that failed."""
-    if failure.sqlstate == "42P01":
+    if failure.sqlstate in {"42P01", "42883"}:  # no such table, no such function
         return (
             "DATABASE_URL: the schema is missing, or older than this program; "
             "run `todo-api migrate`, or set AUTO_MIGRATE=on"
