@@ -85,15 +85,22 @@ def serve(
 def migrate(
     *,
     sql: Annotated[bool, typer.Option("--sql", help="Print the statements only.")] = False,
+    on_citus: Annotated[
+        bool, typer.Option("--citus", help="Also distribute the tables, on a Citus coordinator.")
+    ] = False,
 ) -> None:
     """Bring the database to the newest schema."""
-    from todo_api.database import migrations  # noqa: PLC0415
+    from todo_api.database import citus, migrations  # noqa: PLC0415
 
     if sql:
         migrations.print_sql()
+        if on_citus:
+            print(";\n\n".join(citus.statements()) + ";")  # noqa: T201
         return
     with _database(Settings.load()) as url:
         migrations.migrate(url)
+        if on_citus:
+            citus.distribute(url)
 
 
 @cli.command()

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from support.service import Service, bearer
-from support.waiting import until
+from support.waiting import until, waiting_for_locks
 
 ACCOUNTS = pytest.mark.parametrize("account", ["/api/account", "/api/alice/account"])
 WRITES: list[tuple[str, str, dict[str, Any] | None]] = [
@@ -123,11 +123,11 @@ async def test_erasure_waits_for_a_write_and_takes_it_along(
         write = asyncio.create_task(
             service.client.post("/api/tasks", headers=bearer("alice"), json={"title": "x"})
         )
-        await until(lambda: waiting(sql) == 1)
+        await until(lambda: waiting_for_locks(sql) == 1)
         erasure = asyncio.create_task(
             service.client.delete("/api/account", headers=bearer("alice"))
         )
-        await until(lambda: waiting(sql) == 2)
+        await until(lambda: waiting_for_locks(sql) == 2)
         holder.rollback()
     assert (await write).status_code == 201
     assert (await erasure).status_code == 204
@@ -139,15 +139,15 @@ async def test_write_that_waited_for_an_erasure_is_refused(
 ) -> None:
     await service.create("alice")
     with psycopg.connect(database_url) as holder:
-        holder.execute("SELECT * FROM users FOR UPDATE")
+        holder.execute("SELECT FROM users WHERE id = 'alice' FOR UPDATE")
         erasure = asyncio.create_task(
             service.client.delete("/api/account", headers=bearer("alice"))
         )
-        await until(lambda: waiting(sql) == 1)
+        await until(lambda: waiting_for_locks(sql) == 1)
         write = asyncio.create_task(
             service.client.post("/api/tasks", headers=bearer("alice"), json={"title": "x"})
         )
-        await until(lambda: waiting(sql) == 2)
+        await until(lambda: waiting_for_locks(sql) == 2)
         holder.rollback()
     assert (await erasure).status_code == 204
     assert (await write).status_code == 401
@@ -166,10 +166,3 @@ async def test_writes_and_erasures_race_many_times(
         answers = await asyncio.gather(writes[0], erasure, *writes[1:])
         assert {answer.status_code for answer in answers} <= {201, 204, 401}
     assert everything(sql) == NOTHING
-
-
-def waiting(sql: psycopg.Connection) -> int:
-    row = sql.execute("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted").fetchone()
-    assert row is not None
-    count: int = row[0]
-    return count

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from itertools import product
 from typing import Any, NamedTuple, get_args
 
@@ -89,7 +90,8 @@ def fill(url: str, size: int, many: int) -> None:
         run = RawCursor(connection).execute
         run("INSERT INTO users (id, version) VALUES ('ada', 1), ('whale', 1)")
         run(
-            "INSERT INTO users (id, version) SELECT 'user-' || n, 1 FROM generate_series(0, $1::int) AS n",
+            "INSERT INTO users (id, version)"
+            " SELECT 'user-' || n, 1 FROM generate_series(0, $1::int) AS n",
             [size // 100 - 1],
         )
         run(
@@ -155,7 +157,7 @@ class Explainer:
     def run(self, statement: Statement, owner: str, planner: str) -> Ran:
         """Run it for an owner, for his newest task."""
         with self._connection.transaction(force_rollback=True):
-            values = self._begin(statement, owner, plan_cache_mode=planner)
+            values = self._begin(owner, plan_cache_mode=planner)
             before = self._pages()
             self._said.clear()
             self._become(statement, values)
@@ -169,13 +171,13 @@ class Explainer:
             b"", b"EXPLAIN (FORMAT JSON) " + statement.sql, statement.parameters, writes=False
         )
         with self._connection.transaction(force_rollback=True):
-            values = self._begin(statement, owner)
+            values = self._begin(owner)
             self._become(statement, values)
             ((explained,),) = self._execute(explain, values)
             plan: dict[str, Any] = explained[0]["Plan"]
             return plan
 
-    def _begin(self, statement: Statement, owner: str, **settings: str) -> dict[str, object]:
+    def _begin(self, owner: str, **settings: str) -> dict[str, object]:
         """Return values for every parameter there is."""
         query = "SELECT max(id) FROM tasks WHERE user_id = $1"
         ((task_id,),) = RawCursor(self._connection).execute(query, [owner])
@@ -184,6 +186,7 @@ class Explainer:
         values: dict[str, object] = {f"new_{name}": "new" for name in WRITABLE}
         values |= {"new_status": "complete", "new_priority": "low", "new_due_date": "2030-01-01"}
         values |= {"issued_at": 4_000_000_000, "now": 4_000_000_000_000}
+        values["owner_hash"] = sha256(owner.encode()).digest()
         return {"owner": owner, "email": "a@example.com", "task_id": task_id, **values}
 
     def _become(self, statement: Statement, values: Mapping[str, object]) -> None:

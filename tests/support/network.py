@@ -6,7 +6,8 @@ import struct
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
-from urllib.parse import parse_qs, urlsplit
+
+from psycopg.conninfo import conninfo_to_dict
 
 
 @dataclass(eq=False)
@@ -19,12 +20,10 @@ class Link:
 
 
 class Network:
-    """Listens on loopback and forwards to the Unix socket of the server at `url`."""
+    """Listens on loopback and forwards to the server at `url`."""
 
     def __init__(self, url: str, *, seconds: float = 0.0) -> None:
-        parts = urlsplit(url)
-        self._socket = f"{parse_qs(parts.query)['host'][0]}/.s.PGSQL.5432"
-        self._database = parts.path
+        self._server = conninfo_to_dict(url)
         self._seconds = seconds
         """How far away the server is, there and back."""
         self.awake = asyncio.Event()
@@ -69,8 +68,18 @@ class Network:
     async def _listen(self) -> asyncio.Server:
         listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port: int = listener.sockets[0].getsockname()[1]
-        self.url = f"postgresql://postgres@127.0.0.1:{self.port}{self._database}"
+        self.url = f"postgresql://{self._login}@127.0.0.1:{self.port}/{self._server['dbname']}"
         return listener
+
+    @property
+    def _login(self) -> str:
+        return str(self._server["user"])
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, port = str(self._server["host"]), self._server.get("port", 5432)
+        if host.startswith("/"):
+            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(host, int(port))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -81,7 +90,7 @@ class Network:
         server: asyncio.StreamWriter | None = None
         try:
             await self.awake.wait()
-            answers, server = await asyncio.open_unix_connection(self._socket)
+            answers, server = await self._connect()
             link = Link(writer, server)
             await asyncio.gather(self._questions(reader, link), self._answers(answers, link))
         except (OSError, asyncio.CancelledError):

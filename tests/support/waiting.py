@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import psycopg
+
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait until the condition holds; after ten seconds the test fails."""
@@ -18,3 +20,12 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "did not happen"
         time.sleep(0.01)  # what happens in another process has no event to wait for
+
+
+def waiting_for_locks(sql: psycopg.Connection) -> int:
+    """Return how many sessions wait for a lock, on Citus on any node."""
+    count = "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted"
+    if sql.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
+        count = f"SELECT sum(result::int) FROM run_command_on_all_nodes('{count}')"  # noqa: S608
+    ((waiting,),) = sql.execute(count).fetchall()
+    return int(waiting)

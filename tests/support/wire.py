@@ -2,13 +2,13 @@
 
 import asyncio
 from pathlib import Path
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote
 
 from support.network import Link, Network
 
 
 class Wire(Network):
-    """Forwards a Unix socket and counts round trips.
+    """Listens on a Unix socket, forwards to the server, and counts round trips.
 
     A round trip begins when a client that has heard from the server speaks again. What libpq
     sends in one go is one, however many system calls it takes.
@@ -16,9 +16,9 @@ class Wire(Network):
 
     def __init__(self, url: str, folder: Path) -> None:
         super().__init__(url)
-        server_folder = parse_qs(urlsplit(url).query)["host"][0]
         self._folder = folder
-        self.url = url.replace(quote(server_folder, safe=""), quote(str(folder), safe=""))
+        where = f"/{self._server['dbname']}?host={quote(str(folder), safe='')}"
+        self.url = f"postgresql://{self._login}@{where}"
         self.round_trips = 0
         self.frozen = False
         """Pass no answer on, and keep the connection."""

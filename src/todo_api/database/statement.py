@@ -57,6 +57,8 @@ def encode(value: object) -> bytes | None:
     """
     if value is None:
         return None
+    if isinstance(value, bytes):
+        return b"\\x" + value.hex().encode()
     text = value.isoformat() if isinstance(value, datetime) else str(value)
     if "\0" in text:
         raise ValueError("a NUL cannot be stored")

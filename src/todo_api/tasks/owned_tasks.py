@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from hashlib import sha256
 from time import time
 
 from todo_api.auth.owner import Owner
@@ -137,7 +138,11 @@ class OwnedTasks:
 
     def _token(self) -> Mapping[str, object]:
         """Return what the owner's token says to a statement."""
-        return {"issued_at": self.owner.issued_at, "email": _storable_email(self.owner.email)}
+        return {
+            "issued_at": self.owner.issued_at,
+            "email": _storable_email(self.owner.email),
+            "owner_hash": sha256(self.owner.id.encode()).digest(),
+        }
 
 
 def _storable_email(email: str | None) -> str | None:

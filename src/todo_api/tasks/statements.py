@@ -4,8 +4,9 @@ Each is atomic by itself, names the owner (`owner`, one value), and answers with
 column: a task as JSON text, made by PostgreSQL, which the service passes on as it came.
 
 A write begins with `_writer`: it takes the lock on the user's row, gives the write its version
-and refuses a void token, all in the one statement (ADR 12). Expressions stand outside RETURNING
-and time comes from now(), because Citus refuses the one and every volatile function (ADR 13).
+and refuses a void token, all in the one statement (ADR 12). Citus has a say in the form: RETURNING
+names plain columns, and no volatile function stands in a write, nor a stable one in a CASE or
+beside a column (ADR 13).
 """
 
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Float,
+    LargeBinary,
     Text,
     bindparam,
     literal_column,
@@ -37,7 +39,7 @@ TOMBSTONES_AT_ONCE = 100
 """How many expired tombstones one write removes at most."""
 
 _OWNER = bindparam("owner", type_=Text())
-_OWNER_HASH = func.sha256(func.convert_to(_OWNER, literal_column("'UTF8'")))
+_OWNER_HASH: Any = bindparam("owner_hash", type_=LargeBinary())
 _ISSUED_AT = func.to_timestamp(bindparam("issued_at", type_=Float()))
 _NOW: Any = bindparam("now", type_=BigInteger())
 """The program's clock, in milliseconds since 1970."""
@@ -50,10 +52,17 @@ _ITS_OWN = col(Task.user_id) == _OWNER
 _COMPLETE: ColumnElement[str] = literal_column("'complete'")
 _INCOMPLETE: ColumnElement[str] = literal_column("'incomplete'")
 
-# now() is the transaction's start, which may lie before the write that this one replaces: so the
-# microsecond makes it strictly later, whatever the clock does.
+_UTC: ColumnElement[str] = literal_column("'UTC'")
+_CLOCK = select(func.now().label("moment")).cte("clock")
+# The moment is the transaction's start, which may lie before the write that this one replaces: so
+# the microsecond makes it strictly later, whatever the clock does. The sum is made in UTC, where it
+# does not depend on the session's time zone.
 _NEXT_UPDATE = func.greatest(
-    func.now(), col(Task.updated_at) + literal_column("interval '1 microsecond'")
+    _CLOCK.c.moment,
+    func.timezone(
+        _UTC,
+        func.timezone(_UTC, col(Task.updated_at)) + literal_column("interval '1 microsecond'"),
+    ),
 )
 
 
@@ -72,9 +81,7 @@ def _writer() -> CTE:
 def _utc(timestamp: Any) -> Any:
     """Show a timestamp as `2026-11-21T12:34:56.123456Z`."""
     form: ColumnElement[str] = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
-    return func.to_char(func.timezone(literal_column("'UTC'"), timestamp), form).label(
-        timestamp.key
-    )
+    return func.to_char(func.timezone(_UTC, timestamp), form).label(timestamp.key)
 
 
 def _shown(task: Any) -> tuple[Any, ...]:
@@ -192,14 +199,15 @@ def remove_task() -> Statement:
     removed = (
         delete(Task)
         .where(_ITS_OWN, col(Task.id) == _TASK_ID, version.is_not(None))
-        .returning(col(Task.id), version)
+        .returning(col(Task.user_id), version, col(Task.id))
         .cte("removed")
     )
     buried = insert(Tombstone).from_select(
-        ["user_id", "version", "task_id"], select(_OWNER, removed.c.version, removed.c.id)
+        ["user_id", "version", "task_id"],
+        select(removed.c.user_id, removed.c.version, removed.c.id),
     )
-    answer = select(removed.c.id).add_cte(buried.cte("tombstone"))
-    return Statement.compiled("remove_task", answer, writes=True)
+    tombstone = buried.returning(col(Tombstone.task_id)).cte("tombstone")
+    return Statement.compiled("remove_task", select(tombstone.c.task_id), writes=True)
 
 
 @cache
@@ -215,7 +223,9 @@ def forget_tombstones() -> Statement:
         .limit(literal_column(str(TOMBSTONES_AT_ONCE)))
     )
     forgotten = delete(Tombstone).where(
-        col(Tombstone.user_id) == locked.c.id, col(Tombstone.version).in_(some)
+        col(Tombstone.user_id) == _OWNER,
+        locked.c.id == _OWNER,
+        col(Tombstone.version).in_(some),
     )
     return Statement.compiled("forget_tombstones", forgotten, writes=True)
 

@@ -177,13 +177,13 @@ def _make_functions() -> None:
         )
         RETURNS void LANGUAGE plpgsql VOLATILE AS $$
         DECLARE
+            hash bytea := sha256(convert_to(owner, 'UTF8'));
             erasure erasures;
             restored bigint;
         BEGIN
             INSERT INTO users AS u (id, email, version) VALUES (owner, address, moment)
                 ON CONFLICT (id) DO UPDATE SET version = u.version;
-            SELECT * INTO erasure FROM erasures
-                WHERE user_hash = sha256(convert_to(owner, 'UTF8'));
+            SELECT * INTO erasure FROM erasures WHERE user_hash = hash;
             SELECT max(version) INTO restored FROM restorations;
             UPDATE users AS u SET
                 version = greatest(u.version, erasure.version + 1, restored),
@@ -203,11 +203,12 @@ def _make_functions() -> None:
         CREATE FUNCTION take_request(owner text, quota integer)
         RETURNS void LANGUAGE plpgsql VOLATILE AS $$
         DECLARE
+            hash bytea := sha256(convert_to(owner, 'UTF8'));
             step interval := interval '1 minute' / quota;
             moment timestamptz := clock_timestamp();
         BEGIN
             INSERT INTO rate_limits AS bucket (user_hash, full_at)
-            VALUES (sha256(convert_to(owner, 'UTF8')), moment + step)
+            VALUES (hash, moment + step)
             ON CONFLICT (user_hash) DO UPDATE
             -- full_at is more than a minute ahead only if the clock was set back.
             SET full_at = CASE

@@ -1,0 +1,60 @@
+"""A Citus cluster to test on; an environment variable names its coordinator.
+
+The tests of `tests/api` run here as they are, on the fixtures below in the place of the usual ones:
+once through the coordinator and once through a worker.
+"""
+
+import os
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from todo_api.database import citus, migrations
+
+TABLES = ("users", "tasks", "tombstones", "erasures", "rate_limits", "restorations")
+
+pytest.register_assert_rewrite("api")
+
+
+@pytest.fixture(scope="session")
+def coordinator() -> str:
+    """The address of a migrated and distributed database, on the coordinator."""
+    url = os.environ.get("TODO_API_TEST_CITUS")
+    if url is None:
+        pytest.skip("no Citus: TODO_API_TEST_CITUS names no coordinator")
+    migrations.migrate(url)
+    citus.distribute(url)
+    return url
+
+
+@pytest.fixture(scope="session")
+def workers(coordinator: str) -> list[str]:
+    """The addresses of the workers, which serve the same database."""
+    with psycopg.connect(coordinator) as connection:
+        nodes = connection.execute(
+            "SELECT nodename, nodeport FROM pg_dist_node WHERE groupid > 0 ORDER BY nodeid"
+        ).fetchall()
+        login, database = connection.info.user, connection.info.dbname
+    return [f"postgresql://{login}@{host}:{port}/{database}" for host, port in nodes]
+
+
+@pytest.fixture
+def sql(coordinator: str) -> Iterator[psycopg.Connection]:
+    """A connection to the coordinator as the owner of the tables, which are empty at first."""
+    with psycopg.connect(coordinator, autocommit=True) as connection:
+        for table in TABLES:
+            connection.execute(f"DELETE FROM {table}")  # noqa: S608  names of this module
+        yield connection
+
+
+@pytest.fixture(params=["coordinator", "worker"])
+def database_url(
+    request: pytest.FixtureRequest,
+    coordinator: str,
+    workers: list[str],
+    sql: psycopg.Connection,
+) -> str:
+    """The address of the node that the service uses."""
+    assert sql
+    return coordinator if request.param == "coordinator" else workers[0]
