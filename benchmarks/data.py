@@ -8,6 +8,11 @@ import psycopg
 
 SECRET = "a shared secret of more than thirty-two bytes"
 USERS = 100
+"""The active ones: requests come from them alone."""
+
+ROWS_OF_USERS = 10_000
+"""With a hundred users PostgreSQL prefers to scan their table whole, which no real service has."""
+
 FIRST_ID = 1
 OPERATIONS = ("list", "get", "create", "update", "complete", "delete")
 TASKS_PER_USER = dict.fromkeys(OPERATIONS, 20) | {"delete": 2000}
@@ -21,21 +26,22 @@ def load(url: str, tasks_per_user: int, users: int = USERS) -> None:
         while connection.execute(busy).fetchone() is not None:
             time.sleep(0.05)
         connection.execute("SET session_replication_role = replica")  # no foreign keys: faster
-        connection.execute("TRUNCATE users, tasks, erasures RESTART IDENTITY")
+        connection.execute("TRUNCATE users, tasks, tombstones, erasures RESTART IDENTITY")
         connection.execute(
-            "INSERT INTO users (id) SELECT 'user' || n FROM generate_series(0, %s) AS n",
-            [users - 1],
+            "INSERT INTO users (id, version)"
+            " SELECT 'user' || n, 1 FROM generate_series(0, %s) AS n",
+            [ROWS_OF_USERS - 1],
         )
         connection.execute(
-            "INSERT INTO tasks (user_id, id, title, description, created_at)"
+            "INSERT INTO tasks (user_id, id, title, description, created_at, version)"
             " OVERRIDING SYSTEM VALUE"
             " SELECT 'user' || n %% %s, %s + n, 'Buy groceries ' || n, 'Milk and bread',"
-            " now() - n * interval '1 second' FROM generate_series(0, %s) AS n",
+            " now() - n * interval '1 second', 1 FROM generate_series(0, %s) AS n",
             [users, FIRST_ID, users * tasks_per_user - 1],
         )
         highest = FIRST_ID + users * tasks_per_user
         connection.execute("SELECT setval('tasks_id_seq', %s)", [highest])
-        connection.execute("VACUUM ANALYZE users, tasks")
+        connection.execute("VACUUM ANALYZE users, tasks, tombstones")
 
 
 def write_tokens(file: Path) -> None:

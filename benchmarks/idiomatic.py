@@ -48,12 +48,14 @@ class Task(TaskBase, table=True):
     user_id: str = Field(primary_key=True)
     created_at: datetime = Field(default_factory=now, sa_type=DateTime(timezone=True))
     updated_at: datetime = Field(default_factory=now, sa_type=DateTime(timezone=True))
+    version: int = 1  # there are no versions here, but the column wants a value
 
 
 class User(SQLModel, table=True):
     __tablename__ = "users"
 
     id: str = Field(primary_key=True)
+    version: int = 1
 
 
 class TaskCreate(TaskBase):

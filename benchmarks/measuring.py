@@ -45,6 +45,11 @@ class Measurement:
     failures: float
 
     @property
+    def both(self) -> float:
+        """CPU of the server and of PostgreSQL, a request."""
+        return self.cpu + self.postgres_cpu
+
+    @property
     def remark(self) -> str:
         """What a table must not hide."""
         return f" ({self.failures:.0f} failed)" if self.failures else ""

@@ -5,6 +5,7 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import time
 
 from data import FIRST_ID, TASKS_PER_USER, USERS
 from load import CONNECTIONS, Result
@@ -25,9 +26,8 @@ STATEMENTS = {
 VALUES = {
     "owner": "('user' || :user)::text",
     "issued_at": "0",
-    "erasing": "false",
+    "now": ":now",
     "task_id": ":task",
-    "email": "NULL",
     "new_title": "('Buy groceries ' || :title)",
     "new_description": "'Milk and bread'",
     "new_status": "'incomplete'",
@@ -60,7 +60,8 @@ def flat_out(url: str, operation: str, seconds: float) -> Result:
         file.write_text(script(operation))
         command = [str(Path(package.origin).parent / "pginstall" / "bin" / "pgbench"), url]
         command += ["--no-vacuum", "--protocol=prepared", f"--client={CONNECTIONS}", "--jobs=1"]
-        command += [f"--time={seconds:.0f}", "--define=step=0", f"--file={file}"]
+        command += [f"--time={seconds:.0f}", "--define=step=0"]
+        command += [f"--define=now={time() * 1000:.0f}", f"--file={file}"]
         command += ["--log", f"--log-prefix={folder}/log"]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         lines = [line for log in Path(folder).glob("log.*") for line in log.open()]

@@ -8,9 +8,9 @@ from itertools import chain
 from data import OPERATIONS
 from load import RATE_CONNECTIONS, Load, Result
 from measuring import Bench, Results, driven, in_turn
-from servers import FASTIFY, FASTIFY_LOCKED, OURS, Server
+from servers import FASTIFY, FASTIFY_VERSIONED, OURS, Server
 
-SERVERS = (OURS, FASTIFY, FASTIFY_LOCKED)
+SERVERS = (OURS, FASTIFY, FASTIFY_VERSIONED)
 POOL_SIZE = 2 * (os.cpu_count() or 1)
 TOO_FAST = 20_000.0
 """Requests a second that no server here keeps up with."""
@@ -23,7 +23,7 @@ with this one). Every request is due at its own instant, and its latency counts 
 most {RATE_CONNECTIONS} connections: a server that falls behind is not spared. Each server has two
 connections to PostgreSQL a core, as PostgreSQL's wiki advises: with sixteen, all had far worse
 tails. Generator, server and PostgreSQL share the machine, so what counts is the work of all three:
-*same guarantee* asks as much of PostgreSQL as ours does.
+*fastify + versions* asks as much of PostgreSQL as ours does.
 [ADR 11](adr/0011-what-the-guarantee-costs.md) says where the time goes, and what was tried.
 
 | operation | requests/s | server | p50 ms | p99 ms | CPU µs | machine's CPU |

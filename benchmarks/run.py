@@ -13,6 +13,7 @@ import comparison
 import data
 import large_list
 import psutil
+import psycopg
 import rate
 import workers
 from load import LOCUST
@@ -25,24 +26,33 @@ REPORT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
 
 Written by `make bench`: medians of {rounds} rounds of {seconds:.0f} s a server and operation, in
-alternation, {users} users, load by {generator}, on a machine with {cores} cores that load
-generator, server and database share. PostgreSQL is the embedded one, without fsync, shared by all.
-The code is in `benchmarks/`.
+alternation, load by {generator}, on a machine with {cores} cores that load generator, server and
+database share. Of {rows:,} users, {users} send requests. PostgreSQL is the embedded one, without
+fsync, shared by all. The code is in `benchmarks/`.
 """
+
+
+def make_room(folder: Path) -> None:
+    """Let every server keep its connections while the others are measured: 100 are too few."""
+    with (
+        EmbeddedPostgres.start(folder, durable=False) as postgres,
+        psycopg.connect(postgres.url, autocommit=True) as connection,
+    ):
+        connection.execute("ALTER SYSTEM SET max_connections = 200")
 
 
 @contextmanager
 def prepared(rounds: int, seconds: float) -> Iterator[Bench]:
     """Start PostgreSQL and make what every measurement needs."""
-    with (
-        TemporaryDirectory(prefix="todo-api-bench-") as folder,
-        EmbeddedPostgres.start(Path(folder) / "postgres", durable=False) as postgres,
-    ):
-        migrations.migrate(postgres.url)
-        pid = (Path(folder) / "postgres" / "data" / "postmaster.pid").read_text().split()[0]
-        tokens = Path(folder) / "tokens"
+    with TemporaryDirectory(prefix="todo-api-bench-") as name:
+        folder = Path(name)
+        make_room(folder / "postgres")
+        tokens = folder / "tokens"
         data.write_tokens(tokens)
-        yield Bench(postgres.url, psutil.Process(int(pid)), tokens, rounds, seconds)
+        with EmbeddedPostgres.start(folder / "postgres", durable=False) as postgres:
+            migrations.migrate(postgres.url)
+            pid = (folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0]
+            yield Bench(postgres.url, psutil.Process(int(pid)), tokens, rounds, seconds)
 
 
 def main() -> None:
@@ -70,6 +80,7 @@ def main() -> None:
         rounds=options.rounds,
         seconds=options.seconds,
         users=data.USERS,
+        rows=data.ROWS_OF_USERS,
         generator=generator,
         cores=os.cpu_count(),
     )

@@ -38,7 +38,8 @@ OURS_UNLOCKED = Server("ours, row security off", _OURS, {"ROW_SECURITY": "off"})
 OURS_TWICE = Server("ours, two workers", _OURS, {"WORKERS": "2"})
 IDIOMATIC = Server("idiomatic", [*_UVICORN, "idiomatic:app"], {"PYTHONPATH": str(ASYNCPG)})
 FASTIFY = Server("fastify", _NODE)
-FASTIFY_LOCKED = Server("fastify, same guarantee", _NODE, {"GUARANTEE": "on"})
+FASTIFY_LOCKED = Server("fastify + row security", _NODE, {"ROW_SECURITY": "on"})
+FASTIFY_VERSIONED = Server("fastify + versions", _NODE, {"VERSIONS": "on"})
 FLOOR = Server("floor", [*_UVICORN, "floor:app"])
 
 

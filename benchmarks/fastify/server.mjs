@@ -1,19 +1,21 @@
 // The baseline in Node: Fastify, its JWT plugin and pg, with response schemas and named prepared
-// statements. GUARANTEE=on gives it what ours has: a transaction, the role and the user for row
-// security, for a write the look whether the account was erased, all sent at once in pg's pipeline
-// mode. Run by run.py.
+// statements. ROW_SECURITY=on adds what ours sends before each statement (row_security.py), in one
+// transaction and one write, by pg's pipeline mode. VERSIONS=on adds to that our statements, with
+// versions, `completed_at` and tombstones. Run by run.py.
 import Fastify from "fastify";
 import jwt from "@fastify/jwt";
 import pg from "pg";
+import { beginOwner, plain, versioned } from "./statements.mjs";
 
-const { BETTER_AUTH_SECRET, DATABASE_URL, PORT, POOL_SIZE, GUARANTEE } = process.env;
+const { BETTER_AUTH_SECRET, DATABASE_URL, PORT, POOL_SIZE, ROW_SECURITY, VERSIONS } = process.env;
 pg.types.setTypeParser(pg.types.builtins.INT8, Number);
-const guarantee = GUARANTEE === "on";
+const versions = VERSIONS === "on";
+const rowSecurity = versions || ROW_SECURITY === "on";
 const pool = new pg.Pool({
   connectionString: DATABASE_URL,
   max: Number(POOL_SIZE),
   min: 1,
-  pipeline: guarantee,
+  pipeline: rowSecurity,
   statement_timeout: 5000,
   lock_timeout: 2000,
 });
@@ -38,6 +40,10 @@ const task = {
     due_date: { type: ["string", "null"], format: "date-time" },
     created_at: { type: "string", format: "date-time" },
     updated_at: { type: "string", format: "date-time" },
+    ...(versions && {
+      completed_at: { type: ["string", "null"], format: "date-time" },
+      version: { type: "integer" },
+    }),
   },
 };
 const input = (required) => ({
@@ -54,58 +60,53 @@ const input = (required) => ({
 });
 const params = { type: "object", properties: { id: { type: "integer", minimum: 1 } } };
 
-const COLUMNS =
-  "id, user_id, title, description, status, status = 'complete' AS completed, priority, due_date, created_at, updated_at";
-const NEXT = "greatest(clock_timestamp(), updated_at + interval '1 microsecond')";
-const SQL = {
-  list: `SELECT ${COLUMNS} FROM tasks WHERE user_id = $1 ORDER BY created_at DESC, id DESC`,
-  get: `SELECT ${COLUMNS} FROM tasks WHERE user_id = $1 AND id = $2`,
-  create: `WITH owner AS (INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING)
-    INSERT INTO tasks (user_id, title, description, status, priority, due_date)
-    VALUES ($1, $2, $3, coalesce($4, 'incomplete'), $5, $6) RETURNING ${COLUMNS}`,
-  update: `UPDATE tasks SET title = coalesce($3, title), description = coalesce($4, description),
-    status = coalesce($5, status), priority = coalesce($6, priority),
-    due_date = coalesce($7, due_date), updated_at = ${NEXT}
-    WHERE user_id = $1 AND id = $2 RETURNING ${COLUMNS}`,
-  complete: `UPDATE tasks SET status = CASE status WHEN 'complete' THEN 'incomplete' ELSE 'complete' END,
-    updated_at = ${NEXT} WHERE user_id = $1 AND id = $2 RETURNING ${COLUMNS}`,
-  delete: "DELETE FROM tasks WHERE user_id = $1 AND id = $2 RETURNING id",
-};
-
-const OWNER = "set_config('role', 'todo_member', true), set_config('app.user_id', $1, true)";
-const reader = (user) => ({ name: "reader", text: `SELECT ${OWNER}`, values: [user.sub] });
-const writer = (user) => ({
-  name: "writer",
-  text: `SELECT ${OWNER}, begin_write($1, $2, false)`,
-  values: [user.sub, user.iat],
+const OWNER = "set_config('role', 'todo_member', true), name_owner($1)";
+const before = (name, timeout, more = "") => ({
+  name,
+  text: `SELECT ${OWNER}, set_config('statement_timeout', '${timeout}', true),
+    set_config('lock_timeout', '2000', true)${more}`,
 });
+const BEFORE_ONE = before("before_one", 5000);
+const BEFORE_LIST = before("before_list", 30000, `, set_config('random_page_cost', '1.1', true),
+  set_config('max_parallel_workers_per_gather', '0', true)`);
 
-async function plain(name, user, ...values) {
-  return (await pool.query({ name, text: SQL[name], values: [user.sub, ...values] })).rows;
+async function alone(...what) {
+  return (await pool.query(plain(...what))).rows;
 }
 
-async function guaranteed(name, user, ...values) {
+// BEGIN, what stands before each statement, the statements and COMMIT, in one write.
+async function together(name, user, ...statements) {
   const client = await pool.connect();
   const { stream } = client.connection;
   try {
-    stream.cork(); // one write instead of four
+    stream.cork();
     const answers = Promise.all([
       client.query({ name: "begin", text: "BEGIN" }),
-      client.query(name === "list" || name === "get" ? reader(user) : writer(user)),
-      client.query({ name, text: SQL[name], values: [user.sub, ...values] }),
+      client.query({ ...(name === "list" ? BEFORE_LIST : BEFORE_ONE), values: [user.sub] }),
+      ...statements.map((statement) => client.query(statement)),
       client.query({ name: "commit", text: "COMMIT" }),
     ]);
     stream.uncork();
-    const [, , { rows }] = await answers;
+    const { rows } = (await answers).at(-2);
     client.release();
     return rows;
   } catch (error) {
     client.release(error);
+    if (error.code === "TD401") error.statusCode = 401; // older than the account's erasure
     throw error;
   }
 }
 
-const run = guarantee ? guaranteed : plain;
+async function withVersions(name, user, ...values) {
+  const statement = versioned(name, user, ...values);
+  const rows = await together(name, user, statement);
+  if (rows.length || name !== "create") return rows;
+  return together(name, user, beginOwner(user), statement);
+}
+
+const withRowSecurity = (name, user, ...values) =>
+  together(name, user, plain(name, user, ...values));
+const run = versions ? withVersions : rowSecurity ? withRowSecurity : alone;
 const one = async (reply, name, user, ...values) => {
   const [row] = await run(name, user, ...values);
   if (row === undefined) return reply.code(404).send({ error: "Task not found" });
