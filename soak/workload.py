@@ -23,7 +23,8 @@ def seed(url: str) -> None:
     """Put the data in: user n owns every hundredth task, from n + 1 on."""
     with psycopg.connect(url, autocommit=True) as sql:
         sql.execute(
-            "INSERT INTO users (id, version) SELECT 'user' || n, 1 FROM generate_series(0, %s) AS n",
+            "INSERT INTO users (id, version)"
+            " SELECT 'user' || n, 1 FROM generate_series(0, %s) AS n",
             [USERS - 1],
         )
         sql.execute(

@@ -104,6 +104,19 @@ def migrate(
 
 
 @cli.command()
+def restored() -> None:
+    """Run this after a restored backup or a failover that lost commits, before serving again.
+
+    It makes sure that no version is given out twice.
+    """
+    from todo_api.database.restored import lift_versions  # noqa: PLC0415
+
+    with _database(Settings.load()) as url:
+        users = lift_versions(url)
+    print(f"Lifted the versions of {users} users above all that were given out before.")  # noqa: T201
+
+
+@cli.command()
 def token(
     user: Annotated[str, typer.Argument(help="The user's id: the token's `sub`.")],
     email: Annotated[str | None, typer.Option(help="The user's e-mail address.")] = None,

@@ -2,16 +2,21 @@
 
 import asyncio
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from support.service import Service, bearer, running_service
+from support.program import command, environment
+from support.service import SECRET, Service, bearer, running_service, settings
 from support.waiting import until, waiting_for_locks
+from todo_api.database.database import Database
+from todo_api.errors import StartupError
 from todo_api.tasks import owned_tasks, statements
 from todo_api.tasks.model import WRITABLE
 
@@ -114,7 +119,7 @@ async def test_racing_first_writes_make_one_user_and_distinct_versions(
 
 
 async def test_two_processes_with_different_clocks_share_one_order(
-    database_url: str, short_folder: Any, tmp_path: Any, clock: Clock
+    database_url: str, short_folder: Path, tmp_path: Path, clock: Clock
 ) -> None:
     async with (
         running_service(database_url, short_folder) as ahead,
@@ -280,6 +285,60 @@ async def test_account_that_begins_anew_goes_on_above_its_old_versions(
     sql.execute("UPDATE erasures SET erased_at = now() - interval '1 hour'")
     clock.milliseconds -= DAY
     assert (await service.create("alice"))["version"] > last
+
+
+def restore(url: str) -> str:
+    """Run `todo-api restored`, and return what it prints."""
+    return subprocess.run(
+        command("restored"),
+        env=environment(DATABASE_URL=url, BETTER_AUTH_SECRET=SECRET),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+async def test_no_version_comes_back_after_a_backup_is_restored(
+    database_url: str, sql: psycopg.Connection, short_folder: Path
+) -> None:
+    """Of a user in the backup, of one made after it, and of one erased after it."""
+    async with running_service(database_url, short_folder) as before:
+        backup = {user: (await before.create(user))["version"] for user in ("alice", "carol")}
+        given = {user: await write_everything(before, user) for user in ("alice", "bob", "carol")}
+        await before.request("DELETE", "/api/account", "carol")
+    sql.execute("DELETE FROM users")
+    sql.execute("DELETE FROM erasures")
+    for user, version in backup.items():
+        sql.execute("INSERT INTO users (id, version) VALUES (%s, %s)", [user, version])
+    assert "2 users" in restore(database_url)
+    async with running_service(database_url, short_folder) as after:
+        for user, versions in given.items():
+            # What was given out was ahead of the clock by half a day.
+            assert (await after.create(user))["version"] > max(versions) + DAY // 2
+
+
+async def test_restoring_twice_lifts_the_versions_twice(
+    service: Service, database_url: str
+) -> None:
+    versions = [(await service.create("alice"))["version"]]
+    for _ in range(2):
+        restore(database_url)
+        versions.append((await service.create("alice"))["version"])
+    assert versions[1] > versions[0] + DAY // 2
+    assert versions[2] >= versions[1] + DAY
+
+
+async def test_start_is_refused_where_transactions_are_not_read_committed(
+    database_url: str, sql: psycopg.Connection
+) -> None:
+    """A write that waited would end with 40001 instead of reading the row again."""
+    sql.execute(
+        f"ALTER DATABASE {sql.info.dbname} SET default_transaction_isolation = 'repeatable read'"
+    )
+    for row_security in (True, False):
+        database = Database(database_url, settings(row_security=row_security))
+        with pytest.raises(StartupError, match="READ COMMITTED"):
+            await database.open()
 
 
 async def test_every_update_is_a_heap_only_tuple(service: Service, sql: psycopg.Connection) -> None:

@@ -76,10 +76,10 @@ class Network:
         return str(self._server["user"])
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        host, port = str(self._server["host"]), self._server.get("port", 5432)
+        host, port = str(self._server["host"]), self._server.get("port")
         if host.startswith("/"):
-            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-        return await asyncio.open_connection(host, int(port))
+            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.5432")
+        return await asyncio.open_connection(host, int(port or 5432))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

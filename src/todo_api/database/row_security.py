@@ -94,12 +94,16 @@ def _timeouts(statement_timeout: float, lock_timeout: float, *, local: str) -> s
     )
 
 
+_SESSION = "'isolation', current_setting('transaction_isolation')"
+"""What every statement relies on: a write that has waited reads its rows again (ADR 12)."""
+
 _RELATIONS = ", ".join(f"'{table}'::regclass" for table in TABLES)
 STATE = Statement(
     b"row_security_state",
     # Without a policy a table shows nothing; with another one it may show too much.
     f"""
     SELECT json_build_object(
+        {_SESSION},
         'active', bool_and(row_security_active(oid)),
         'policies', (
             SELECT json_agg(polname ORDER BY polname) FROM pg_policy
@@ -120,6 +124,7 @@ STATE_OFF = Statement(
     b"row_security_state_off",
     f"""
     SELECT json_build_object(
+        {_SESSION},
         'active', bool_or(row_security_active(oid)),
         'granted', bool_and(
             has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
@@ -136,8 +141,14 @@ STATE_OFF = Statement(
 
 def check(state: Mapping[str, object], *, role: bool) -> None:
     """Refuse, with `StartupError`, what `STATE` or `STATE_OFF` has found if it cannot work."""
+    if state["isolation"] != "read committed":
+        raise StartupError(
+            "DATABASE_URL: transactions are not READ COMMITTED; run `ALTER ROLE` for its user with"
+            " `SET default_transaction_isolation = 'read committed'`"
+        )
+    found = {name: value for name, value in state.items() if name != "isolation"}
     if not role:
-        if state != {"active": False, "granted": True}:
+        if found != {"active": False, "granted": True}:
             raise StartupError(
                 "ROW_SECURITY: off needs a database user that owns the tables, or that may use "
                 "them and has BYPASSRLS; give it that, or set ROW_SECURITY=on"
@@ -148,7 +159,7 @@ def check(state: Mapping[str, object], *, role: bool) -> None:
         "policies": [f"{table}_owner" for table in TABLES],
         "all": len(TABLES),
     }
-    if state != intended:
+    if found != intended:
         raise StartupError(
             f"ROW_SECURITY: not active for the role {ROLE}, or its policies were changed; "
             "undo that (`todo-api migrate --sql` prints the intended state) or set ROW_SECURITY=off"

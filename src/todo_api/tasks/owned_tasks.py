@@ -113,7 +113,7 @@ class OwnedTasks:
         """Delete the owner and all their tasks. Again, with the same token: nothing happens."""
         self._known_owners.discard(self.owner.id)
         with suppress(AccountErased):
-            await self._write(statements.erase_owner(), {})
+            await self._write(statements.erase_owner(), {"owner_hash": self._hash()})
 
     async def _write_to(
         self, task_id: int, statement: Statement, values: Mapping[str, object]
@@ -122,8 +122,9 @@ class OwnedTasks:
         rows = await self._write(statement, {"task_id": task_id, **values})
         if rows:
             return rows[0]
+        token = {"owner_hash": self._hash(), "issued_at": self.owner.issued_at}
         why = statements.void_token()
-        if await self._database.run(self.owner.id, why, self._token(), continues=True):
+        if await self._database.run(self.owner.id, why, token, continues=True):
             raise AccountErased
         raise TaskNotFound
 
@@ -133,16 +134,17 @@ class OwnedTasks:
         now = int(time() * 1000)
         if now % WRITES_PER_CLEANING == 0:
             statement = statement.after(*statement.first, statements.forget_tombstones())
-        given = {"now": now, **self._token(), **values}
-        return await self._database.run(self.owner.id, statement, given, continues=continues)
-
-    def _token(self) -> Mapping[str, object]:
-        """Return what the owner's token says to a statement."""
-        return {
+        given = {
+            "now": now,
             "issued_at": self.owner.issued_at,
             "email": _storable_email(self.owner.email),
-            "owner_hash": sha256(self.owner.id.encode()).digest(),
+            **values,
         }
+        return await self._database.run(self.owner.id, statement, given, continues=continues)
+
+    def _hash(self) -> bytes:
+        """Return what remains of the owner after an erasure."""
+        return sha256(self.owner.id.encode()).digest()
 
 
 def _storable_email(email: str | None) -> str | None:

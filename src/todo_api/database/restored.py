@@ -1,0 +1,43 @@
+"""After a backup was restored, or a failover lost commits: no version may be given out twice.
+
+Clients hold versions that this database has forgotten. New ones start above all of these (ADR 12).
+"""
+
+import time
+
+import psycopg
+
+from todo_api.database.address import conninfo, reason
+from todo_api.errors import StartupError
+
+MARGIN = 86_400_000
+"""Milliseconds above every known version and the clock. A forgotten version can be ahead of both,
+because a process's clock was wrong by up to a day or a user wrote more often than once a
+millisecond."""
+
+_KNOWN = (
+    "SELECT max(version) FROM users",
+    "SELECT max(version) FROM erasures",
+    "SELECT max(version) FROM restorations",
+)
+_LIFT = (
+    "UPDATE users SET version = %s",
+    "UPDATE erasures SET version = %s",
+    "INSERT INTO restorations (version) VALUES (%s)",  # for users whom the backup does not know
+)
+
+
+def lift_versions(url: str) -> int:
+    """Lift the version of every user, and return how many users there are.
+
+    Repeating it lifts them once more. Its login has to own the tables. Raises `StartupError`.
+    """
+    try:
+        with psycopg.connect(conninfo(url, direct=True)) as connection:
+            known = [connection.execute(query).fetchall()[0][0] or 0 for query in _KNOWN]
+            floor = max(int(time.time() * 1000), *known) + MARGIN
+            users, *_ = [connection.execute(statement, [floor]) for statement in _LIFT]
+            return users.rowcount
+    except psycopg.Error as error:
+        why = error.sqlstate or reason(error)
+        raise StartupError(f"DATABASE_URL: no version was lifted ({why})") from error
