@@ -29,8 +29,10 @@ FIELDS = {
     "completed",
     "priority",
     "due_date",
+    "completed_at",
     "created_at",
     "updated_at",
+    "version",
 }
 UNKNOWN = {HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE}
 TASKS_AT_MOST = 40
@@ -110,7 +112,13 @@ class Client:
             return
         made = answer.json()
         task = Task(
-            made["id"], self._user, title, Register(None), Register(known=False), made["updated_at"]
+            id=made["id"],
+            owner=self._user,
+            title=title,
+            description=Register(None),
+            completed=Register(known=False),
+            updated_at=made["updated_at"],
+            version=made["version"],
         )
         self._ledger.tasks[title] = task
         self._tasks.append(task)

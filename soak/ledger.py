@@ -55,6 +55,7 @@ class Task:
     description: Register
     completed: Register
     updated_at: str
+    version: int
     deleted: Fate = Fate.REFUSED
     """What became of the latest attempt to delete it."""
 
@@ -66,7 +67,11 @@ class Task:
             return f"task {self.id} was shown after it had been deleted"
         if shown["updated_at"] < self.updated_at:
             return f"task {self.id}: updated_at went back to {shown['updated_at']}"
-        self.updated_at = shown["updated_at"]
+        if shown["version"] < self.version:
+            return f"task {self.id}: version went back to {shown['version']}"
+        if (shown["version"] == self.version) != (shown["updated_at"] == self.updated_at):
+            return f"task {self.id}: version and updated_at did not change together"
+        self.updated_at, self.version = shown["updated_at"], shown["version"]
         for name, register in (("description", self.description), ("completed", self.completed)):
             if not register.explains(shown[name]):
                 return f"task {self.id}: {name} is {shown[name]!r}, not {register.known!r}"

@@ -166,7 +166,7 @@ def compared(soak: Soak) -> Iterator[Check]:
         soak.url,
         "SELECT id, user_id, title, description, status = 'complete' AS completed,"
         """ to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at"""
-        " FROM tasks",
+        ", version FROM tasks",
     )
     times = Counter(str(row["title"]) for row in stored)
     acknowledged = [title for title, fate in ledger.titles.items() if fate is Fate.DONE]

@@ -4,12 +4,12 @@ The tests of `tests/api` run here as they are, on the fixtures below in the plac
 once through the coordinator and once through a worker.
 """
 
-import os
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 
+from support.requirements import citus_coordinator
 from todo_api.database import citus, migrations
 
 TABLES = ("users", "tasks", "tombstones", "erasures", "rate_limits", "restorations")
@@ -20,9 +20,7 @@ pytest.register_assert_rewrite("api")
 @pytest.fixture(scope="session")
 def coordinator() -> str:
     """The address of a migrated and distributed database, on the coordinator."""
-    url = os.environ.get("TODO_API_TEST_CITUS")
-    if url is None:
-        pytest.skip("no Citus: TODO_API_TEST_CITUS names no coordinator")
+    url = citus_coordinator()
     migrations.migrate(url)
     citus.distribute(url)
     return url

@@ -1,6 +1,10 @@
 """The core of the API's tests, the two-user cases and the erasure race, on Citus."""
 
-# ruff: noqa: F403  their tests are collected here once more
+# ruff: noqa: E402, F403  their tests are collected here once more, but only where there is a cluster
+from support.requirements import citus_coordinator
+
+citus_coordinator()
+
 from api.test_account import *
 from api.test_isolation import *
 from api.test_list import *

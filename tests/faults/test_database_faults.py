@@ -120,7 +120,8 @@ def every_route(service: Listening) -> list[Any]:
 
 
 async def change(service: Listening, task: dict[str, Any], title: str) -> httpx2.Response:
-    return await service.request("PUT", f"/api/tasks/{task['id']}", "alice", json={"title": title})
+    path, owner = f"/api/tasks/{task['id']}", task["user_id"]
+    return await service.request("PUT", path, owner, json={"title": title})
 
 
 @contextmanager
@@ -490,7 +491,7 @@ async def test_timeout_is_503_for_one_row_and_the_connection_is_used_again(
     async with listening(
         database_url, pool_size=2, statement_timeout=statement, lock_timeout=lock
     ) as service:
-        held, free = await service.create("alice"), await service.create("alice")
+        held, free = await service.create("alice"), await service.create("bob")
         with locked(database_url, held):
             changing = asyncio.create_task(change(service, held, "y"))
             await until(lambda: waiting(sql) == 1)
@@ -633,7 +634,7 @@ async def test_older_schema_is_refused_at_start(database_url: str) -> None:
 
 def downgrade(url: str) -> None:
     with migrations._engine(url).begin() as connection:
-        command.downgrade(migrations.configuration(connection), "0001")
+        command.downgrade(migrations.configuration(connection), "-1")
 
 
 async def test_newer_schema_is_served(database_url: str, sql: psycopg.Connection) -> None:

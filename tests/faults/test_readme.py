@@ -11,9 +11,10 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def normal(text: str) -> str:
-    """Leave out what differs from run to run: ids and times."""
+    """Leave out what differs from run to run: ids, versions and times."""
     text = re.sub(r'"id":\d+', '"id":N', text.replace("\r", "").strip())
     text = re.sub(r"/api/tasks/\d+", "/api/tasks/N", text)
+    text = re.sub(r'"version":\d+', '"version":N', text)
     return re.sub(r'(_at":")[\dT:.-]+Z', r"\1NOW", text)
 
 
