@@ -65,13 +65,12 @@ class Task:
             return f"task {self.id} was shown as another one"
         if self.deleted is Fate.DONE:
             return f"task {self.id} was shown after it had been deleted"
-        if shown["updated_at"] < self.updated_at:
-            return f"task {self.id}: updated_at went back to {shown['updated_at']}"
-        if shown["version"] < self.version:
-            return f"task {self.id}: version went back to {shown['version']}"
-        if (shown["version"] == self.version) != (shown["updated_at"] == self.updated_at):
-            return f"task {self.id}: version and updated_at did not change together"
-        self.updated_at, self.version = shown["updated_at"], shown["version"]
+        before, now = ((self.updated_at, self.version), (shown["updated_at"], shown["version"]))
+        if now[0] < before[0] or now[1] < before[1]:
+            return f"task {self.id}: updated_at and version went back from {before} to {now}"
+        if (now[0] == before[0]) != (now[1] == before[1]):
+            return f"task {self.id}: of updated_at and version one alone changed, {before} to {now}"
+        self.updated_at, self.version = now
         for name, register in (("description", self.description), ("completed", self.completed)):
             if not register.explains(shown[name]):
                 return f"task {self.id}: {name} is {shown[name]!r}, not {register.known!r}"

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any, NamedTuple, get_args
 
 import psycopg
+import psycopg.sql
 import pytest
 from psycopg.raw_cursor import RawCursor
 
@@ -56,6 +57,16 @@ PLANNERS = [
     pytest.param("force_custom_plan", id="custom"),
     pytest.param("force_generic_plan", id="generic"),
 ]
+VALUES: dict[str, object] = {
+    "email": "a@example.com",
+    "issued_at": 4_000_000_000,
+    "now": 4_000_000_000_000,
+    **{f"new_{name}": "new" for name in WRITABLE},
+    "new_status": "complete",
+    "new_priority": "low",
+    "new_due_date": "2030-01-01",
+}
+"""A value for every other parameter there is."""
 SMALL, BIG = 10_000, 1_000_000
 FEW, SOME, MANY = "ada", "user-77", "whale"
 """Users with 20 tasks, with 100 (as everybody has), and with 100,000."""
@@ -183,11 +194,8 @@ class Explainer:
         ((task_id,),) = RawCursor(self._connection).execute(query, [owner])
         for name, value in settings.items():
             self._connection.execute("SELECT set_config(%s, %s, true)", [name, value])
-        values: dict[str, object] = {f"new_{name}": "new" for name in WRITABLE}
-        values |= {"new_status": "complete", "new_priority": "low", "new_due_date": "2030-01-01"}
-        values |= {"issued_at": 4_000_000_000, "now": 4_000_000_000_000}
-        values["owner_hash"] = sha256(owner.encode()).digest()
-        return {"owner": owner, "email": "a@example.com", "task_id": task_id, **values}
+        owner_hash = sha256(owner.encode()).digest()
+        return {**VALUES, "owner": owner, "owner_hash": owner_hash, "task_id": task_id}
 
     def _become(self, statement: Statement, values: Mapping[str, object]) -> None:
         """Do what precedes a statement in its transaction."""
@@ -349,3 +357,27 @@ def test_erasure_finds_the_tasks_by_an_index(big: Explainer, planner: str) -> No
     ]
     assert any(named(node).startswith("tasks_") for node in scans(cascade)), cascade
     assert_one_owners_alone(cascade)
+
+
+@pytest.mark.parametrize(
+    "statement", [case(each) for kind in STATEMENTS.values() for each in kind[:1]]
+)
+def test_statement_is_not_planned_anew_for_each_request(big_url: str, statement: Statement) -> None:
+    """PostgreSQL plans for the values at most five times, and then keeps the generic plan."""
+    values = {**VALUES, "owner": SOME, "owner_hash": sha256(SOME.encode()).digest(), "task_id": 1}
+    before = row_security.Preamble(settings()).before(statement)
+    assert before is not None
+    with psycopg.connect(big_url) as connection:
+        RawCursor(connection).execute(before.sql, [SOME])
+        connection.execute(b"PREPARE planned AS " + statement.sql)
+        given = psycopg.sql.SQL(", ").join(
+            psycopg.sql.Literal(None if value is None else value.decode())
+            for value in (encode(values[name]) for name in statement.parameters)
+        )
+        for _ in range(8):
+            connection.execute(psycopg.sql.SQL("EXECUTE planned({})").format(given))
+        ((custom, generic),) = connection.execute(
+            "SELECT custom_plans, generic_plans FROM pg_prepared_statements WHERE name = 'planned'"
+        ).fetchall()
+        connection.rollback()
+    assert (custom, generic) == ((0, 8) if statement.many else (5, 3))

@@ -55,10 +55,13 @@ def _before_one(*timeouts: float, role: bool, quota: int) -> Statement | None:
 def _before_many(*timeouts: float, role: bool, quota: int) -> Statement:
     """Do the same before a statement that reads many rows, with a timeout for that.
 
-    And have them read in the order of an index, by this backend alone: at the default price of a
-    random page the planner sorts a user's scattered rows, and starts workers for a very long list.
+    And have them read in the order of an index, by this backend alone, with a plan that is made
+    once. At the default price of a random page the planner sorts a user's scattered rows, and
+    starts workers for a very long list. Where one user has many more tasks than the others, it
+    would plan every list anew.
     """
     planner = (
+        "set_config('plan_cache_mode', 'force_generic_plan', true), "
         "set_config('random_page_cost', '1.1', true), "
         "set_config('max_parallel_workers_per_gather', '0', true)"
     )
