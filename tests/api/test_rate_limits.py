@@ -478,6 +478,15 @@ async def test_shared_quota_costs_no_round_trip(
     assert answer.status_code == 429
 
 
+async def test_write_that_finds_nothing_counts_once(
+    database_url: str, short_folder: Path, shared: dict[str, Any]
+) -> None:
+    """It asks the database a second time, why."""
+    async with limited(database_url, short_folder, **shared) as service:
+        answers = [await service.request("DELETE", "/api/tasks/1", "alice") for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [404, 404, 404, 429]
+
+
 async def test_quota_fills_up_again_in_the_database(
     shared: dict[str, Any], database_url: str, sql: psycopg.Connection
 ) -> None:

@@ -21,7 +21,7 @@ from sqlmodel import SQLModel
 
 from support.service import Service, running_service
 from support.waiting import wait_for
-from todo_api.database import migrations, row_security, schema
+from todo_api.database import citus, migrations, row_security, schema
 from todo_api.database.address import conninfo
 from todo_api.errors import StartupError
 from todo_api.tasks import model
@@ -306,6 +306,25 @@ def test_script_makes_the_same_schema(database_url: str, empty_database_url: str
         connection.execute(script)
     assert catalogue(empty_database_url) == catalogue(database_url)
     migrations.migrate(empty_database_url)
+
+
+def test_distribution_without_citus_says_what_is_missing(database_url: str) -> None:
+    with pytest.raises(StartupError, match="the database has no Citus"):
+        citus.distribute(database_url)
+
+
+def test_script_for_citus_distributes_every_table() -> None:
+    script = subprocess.run(
+        [sys.executable, "-m", "todo_api", "migrate", "--sql", "--citus"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert script.index("CREATE TABLE users") < script.index("create_distributed_table('users'")
+    for table in {*SQLModel.metadata.tables} - {"restorations"}:
+        assert f"create_distributed_table('{table}'" in script
+    assert "create_reference_table('restorations')" in script
+    assert "CREATE OR REPLACE FUNCTION set_owner" in script
 
 
 def test_migrations_go_to_neons_direct_host() -> None:
