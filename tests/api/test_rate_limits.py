@@ -482,7 +482,7 @@ async def test_write_that_finds_nothing_counts_once(
     database_url: str, short_folder: Path, shared: dict[str, Any]
 ) -> None:
     """It asks the database a second time, why."""
-    async with limited(database_url, short_folder, **shared) as service:
+    async with limited(database_url, short_folder, **{**shared, "rate_limit": 3}) as service:
         answers = [await service.request("DELETE", "/api/tasks/1", "alice") for _ in range(4)]
     assert [answer.status_code for answer in answers] == [404, 404, 404, 429]
 
