@@ -80,7 +80,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     authenticator = Authenticator(verifier, RateLimits(settings), key_set)
     app = Application(
         title="todo-api",
-        summary="A multi-user to-do list: every user sees his own tasks and nothing else.",
+        summary="A multi-user to-do list: every user sees their own tasks and nothing else.",
         version="1",
         openapi_url=None,
         redirect_slashes=False,

@@ -87,7 +87,7 @@ async def complete_task(
 
 
 async def delete_account(tasks: Tasks) -> Response:
-    """Erase the user and all his tasks. Tokens issued before cannot write any more."""
+    """Erase the user and all their tasks. Tokens issued before cannot write any more."""
     await tasks.erase_owner()
     return Response(status_code=204)
 
