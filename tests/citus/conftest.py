@@ -44,6 +44,8 @@ def sql(coordinator: str) -> Iterator[psycopg.Connection]:
         for table in TABLES:
             connection.execute(f"DELETE FROM {table}")  # noqa: S608  names of this module
         yield connection
+        # All tests share this database: none may leave it a setting.
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} RESET ALL")
 
 
 @pytest.fixture(params=["coordinator", "worker"])

@@ -204,6 +204,7 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
         "functions": [
             ("begin_owner", "v", False),
             ("name_owner", "v", False),
+            ("plan_once", "v", False),
             ("take_request", "v", False),
         ],
         "role": [(False, False, False, False)],

@@ -13,13 +13,14 @@ _DISTRIBUTED = {
     "users": ("id", None),
     "tasks": ("user_id", "users"),
     "tombstones": ("user_id", "users"),
-    "erasures": ("user_hash", "none"),
     "rate_limits": ("user_hash", "none"),
 }
 """Tables with the column that they are distributed by, and the table whose shards lie beside."""
 
-_REPLICATED = ("restorations", "alembic_version")
-"""Tables that every node has a copy of. A worker serves only if it can see the schema's version."""
+_REPLICATED = ("erasures", "restorations", "alembic_version")
+"""Tables that every node has a copy of. An erasure becomes visible on one node after another: the
+mark beside the user's row is there as soon as the row's lock is free. A worker serves only if it
+can see the schema's version."""
 
 _ROLE = (
     # Citus opens its connections between nodes as the role that the request has taken.
@@ -32,8 +33,11 @@ _ROLE = (
 _FUNCTIONS = (
     # Citus carries SET LOCAL to the shards' nodes, and only from a function inside a function
     # (tried with 14.0). set_config() stays on the node where it is called.
+    # Without local execution, because a write that has waited while its shard moved to the worker
+    # that it came through would go on with its snapshot from before, and find no task.
     """CREATE OR REPLACE FUNCTION set_owner(owner text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
+    SET LOCAL citus.enable_local_execution = off;
     SET LOCAL citus.propagate_set_commands = 'local';
     EXECUTE format('SET LOCAL app.user_id = %L', owner);
 END
@@ -44,6 +48,8 @@ BEGIN
     RETURN owner;
 END
 $$""",
+    # Its planner needs the values, because they choose the shard.
+    "CREATE OR REPLACE FUNCTION plan_once() RETURNS text LANGUAGE sql AS $$ SELECT ''::text $$",
 )
 
 

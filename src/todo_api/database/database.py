@@ -46,6 +46,7 @@ ANSWERS: Mapping[str, type[ApiError]] = {
     "40001": ServiceUnavailable,  # serialization_failure
     "40P01": ServiceUnavailable,  # deadlock_detected
     "25006": ServiceUnavailable,  # read_only_sql_transaction: a failover under way
+    "CIINF": ServiceUnavailable,  # of Citus: a shard has moved since the statement was planned
     "53": DatabaseBusy,  # insufficient resources: disk, memory, connections
     "57": DatabaseUnreachable,  # operator intervention: shutdown, crash, starting up
     "08": DatabaseUnreachable,  # connection exception
@@ -53,7 +54,7 @@ ANSWERS: Mapping[str, type[ApiError]] = {
 """What a client hears of an SQLSTATE, by code or by class; anything else is our own fault.
 https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
-TRANSIENT = STALE | {"40001", "40P01", "57P01", "57P02", "57P03"}
+TRANSIENT = STALE | {"40001", "40P01", "57P01", "57P02", "57P03", "CIINF"}
 """Worth a second try, on another connection, where nothing was kept of the first."""
 
 _PING = Statement(b"ping", b"SELECT 'ok'", (), writes=False)

@@ -61,7 +61,7 @@ def _before_many(*timeouts: float, role: bool, quota: int) -> Statement:
     would plan every list anew.
     """
     planner = (
-        "set_config('plan_cache_mode', 'force_generic_plan', true), "
+        "plan_once(), "
         "set_config('random_page_cost', '1.1', true), "
         "set_config('max_parallel_workers_per_gather', '0', true)"
     )

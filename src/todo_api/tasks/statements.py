@@ -259,7 +259,7 @@ def erase_owner() -> Statement:
     marked = mark.on_conflict_do_update(
         index_elements=[col(Erasure.user_hash)],
         set_={"version": mark.excluded.version, "erased_at": mark.excluded.erased_at},
-    )
+    ).returning(col(Erasure.version))
     buried = delete(Tombstone).where(col(Tombstone.user_id) == _OWNER)
     erased = delete(User).where(col(User.id) == _OWNER).returning(col(User.id))
     return Statement.compiled("erase_owner", erased, writes=True).after(

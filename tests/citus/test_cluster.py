@@ -1,0 +1,353 @@
+"""What only a cluster can break: plans, moves of shards, and the owner's name on other nodes."""
+
+import asyncio
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+from psycopg.raw_cursor import RawCursor
+
+from support.program import command, environment
+from support.requirements import citus_coordinator
+from support.service import SECRET, Service, bearer, running_service, settings
+from support.waiting import until
+from todo_api.database import row_security
+from todo_api.database.statement import Statement, encode
+from todo_api.tasks import statements
+from todo_api.tasks.model import WRITABLE
+
+citus_coordinator()  # skips the module where there is no cluster
+
+HOT = [
+    statements.get_task(),
+    statements.list_tasks(None, "created", None),
+    statements.list_tasks("incomplete", "updated", "asc"),
+    statements.list_tasks("complete", "priority", None),
+    statements.list_tasks(None, "title", "desc"),
+    statements.list_tasks(None, "due_date", None),
+    statements.add_task(),
+    *(statements.change_task(frozenset({name})) for name in WRITABLE),
+    statements.change_task(frozenset(WRITABLE)),
+    statements.toggle_task(),
+    statements.remove_task(),
+    statements.forget_tombstones(),
+    statements.void_token(),
+]
+VALUES: dict[str, object] = {
+    "owner": "alice",
+    "owner_hash": b"hash",
+    "email": None,
+    "issued_at": 4_000_000_000,
+    "now": 4_000_000_000_000,
+    "task_id": 1,
+    "new_title": "x",
+    "new_description": None,
+    "new_status": "complete",
+    "new_priority": "low",
+    "new_due_date": "2030-01-01",
+}
+NODES = [pytest.param(0, id="coordinator"), pytest.param(1, id="worker")]
+PAIRS = list(permutations(range(2)))
+"""Each node first, then the other one."""
+
+
+@pytest.fixture
+def nodes(coordinator: str, workers: list[str], sql: psycopg.Connection) -> list[str]:
+    """The addresses of the coordinator and of one worker, with empty tables."""
+    assert sql
+    return [coordinator, workers[0]]
+
+
+@asynccontextmanager
+async def running(nodes: list[str], folder: Path, **values: Any) -> AsyncIterator[list[Service]]:
+    """Start one service for each node."""
+    async with AsyncExitStack() as stack:
+        services = []
+        for number, node in enumerate(nodes):
+            own_folder = folder / str(number)
+            own_folder.mkdir()
+            service = running_service(node, own_folder, **values)
+            services.append(await stack.enter_async_context(service))
+        yield services
+
+
+@pytest.fixture
+async def services(nodes: list[str], short_folder: Path) -> AsyncIterator[list[Service]]:
+    """One service on the coordinator, and one on a worker."""
+    async with running(nodes, short_folder) as both:
+        yield both
+
+
+@pytest.fixture
+def member(database_url: str) -> Iterator[psycopg.Connection]:
+    """A transaction of the role that requests take, which names no owner yet."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute("SELECT set_config('role', %s, true)", [row_security.ROLE])
+        yield connection
+        connection.rollback()
+
+
+def run(connection: psycopg.Connection, statement: Statement) -> list[Any]:
+    given = [encode(VALUES[name]) for name in statement.parameters]
+    values = [value if value is None else value.decode() for value in given]
+    return RawCursor(connection).execute(statement.sql, values).fetchall()
+
+
+def migrate(*arguments: str, **variables: str) -> str:
+    """Run `todo-api migrate`, and return what it prints."""
+    return subprocess.run(
+        command("migrate", *arguments),
+        env=environment(BETTER_AUTH_SECRET=SECRET, **variables),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+@pytest.mark.parametrize("statement", [pytest.param(s, id=s.name.decode()) for s in HOT])
+def test_statement_asks_one_shard(database_url: str, statement: Statement) -> None:
+    before = row_security.Preamble(settings()).before(statement)
+    assert before is not None
+    explained = Statement(b"", b"EXPLAIN " + statement.sql, statement.parameters, writes=False)
+    with psycopg.connect(database_url) as connection:
+        run(connection, before)
+        plan = "\n".join(line for (line,) in run(connection, explained))
+        connection.rollback()
+    assert set(re.findall(r"Task Count: (\d+)", plan)) == {"1"}, plan
+
+
+async def test_operator_can_repeat_the_migration_while_there_are_tasks(
+    service: Service, sql: psycopg.Connection, coordinator: str
+) -> None:
+    task = await service.create("alice")
+    query = "SELECT table_name::text, distribution_column, colocation_id FROM citus_tables"
+    before = sorted(sql.execute(query).fetchall())
+    for _ in range(2):
+        migrate("--citus", DATABASE_URL=coordinator)
+    assert sorted(sql.execute(query).fetchall()) == before
+    kept = await service.request("GET", f"/api/tasks/{task['id']}", "alice")
+    assert kept.json() == task
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_login_has_no_special_rights_and_carries_no_settings_over(
+    nodes: list[str], node: int
+) -> None:
+    """What follows holds for an ordinary login, which nobody has prepared for Citus."""
+    with psycopg.connect(nodes[node]) as connection:
+        found = connection.execute("""
+            SELECT rolsuper, rolbypassrls, current_setting('citus.propagate_set_commands')
+            FROM pg_roles WHERE rolname = current_user
+        """).fetchall()
+    assert found == [(False, False, "none")]
+
+
+async def test_member_sees_the_named_owner_alone(
+    service: Service, member: psycopg.Connection
+) -> None:
+    for user in ("alice", "bob", "carol"):
+        tasks = [await service.create(user) for _ in range(2)]
+        await service.request("DELETE", f"/api/tasks/{tasks[0]['id']}", user)
+    queries = [f"SELECT DISTINCT user_id FROM {table}" for table in ("tasks", "tombstones")]  # noqa: S608
+    queries.append("SELECT id FROM users")
+    for query in queries:
+        assert member.execute(query).fetchall() == []
+    member.rollback()
+    member.execute("SELECT set_config('role', %s, true)", [row_security.ROLE])
+    for user in ("alice", "bob"):
+        member.execute("SELECT name_owner(%s)", [user])
+        for query in queries:
+            assert member.execute(query).fetchall() == [(user,)]
+
+
+async def test_member_can_write_for_the_named_owner_alone(
+    service: Service, sql: psycopg.Connection, member: psycopg.Connection
+) -> None:
+    task = await service.create("bob")
+    member.execute("SELECT name_owner('alice')")
+    for write in ("UPDATE tasks SET title = 'stolen'", "DELETE FROM tasks"):
+        assert member.execute(write).rowcount == 0
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        member.execute("INSERT INTO tasks (user_id, title, version) VALUES ('bob', 'x', 1)")
+    stored = sql.execute("SELECT id, title FROM tasks").fetchall()
+    assert stored == [(task["id"], task["title"])]
+
+
+async def test_services_on_both_nodes_show_the_same_tasks(services: list[Service]) -> None:
+    tasks = [await services[number % 2].create("alice") for number in range(4)]
+    await services[0].create("bob")
+    for service in services:
+        listed = (await service.request("GET", "/api/tasks", "alice")).json()
+        assert sorted(task["id"] for task in listed) == sorted(task["id"] for task in tasks)
+        foreign = await service.request("GET", f"/api/tasks/{tasks[0]['id']}", "bob")
+        assert foreign.status_code == 404
+
+
+@pytest.mark.parametrize(("erasing", "other"), PAIRS)
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_token_from_before_an_erasure_is_refused_by_every_node(
+    services: list[Service],
+    sql: psycopg.Connection,
+    erasing: int,
+    other: int,
+    *,
+    is_known: bool,
+) -> None:
+    """Also by a process that has just written for this user, and looks for no erasure at first."""
+    old = bearer("alice", iat=int(time.time()) - 60)
+    if is_known:
+        for service in services:
+            await service.create("alice")
+    gone = await services[erasing].request("DELETE", "/api/account", headers=old)
+    assert gone.status_code == 204
+    for service in (services[other], services[erasing]):
+        refused = await service.client.post("/api/tasks", headers=old, json={"title": "x"})
+        assert refused.status_code == 401
+    assert sql.execute("SELECT FROM users").fetchall() == []
+    assert sql.execute("SELECT FROM tasks").fetchall() == []
+
+
+async def test_nodes_count_requests_together(nodes: list[str], short_folder: Path) -> None:
+    limit = {"rate_limit": 4, "rate_limit_store": "postgresql"}
+    async with running(nodes, short_folder, **limit) as services:
+        statuses = [
+            (await service.request("GET", "/api/tasks", "alice")).status_code
+            for service in services * 3
+        ]
+        assert statuses == [200, 200, 200, 200, 429, 429]
+        for service in services:
+            assert (await service.request("GET", "/api/tasks", "bob")).status_code == 200
+
+
+@dataclass
+class Writer:
+    """A client that does each kind of write in turn, and remembers what was acknowledged."""
+
+    service: Service
+    user: str
+    versions: list[int] = field(default_factory=list)
+    """Of the acknowledged writes, in their order."""
+    tasks: dict[int, int] = field(default_factory=dict)
+    """The version that each task has to have."""
+    deleted: set[int] = field(default_factory=set)
+    statuses: Counter[int] = field(default_factory=Counter)
+    ended: bool = False
+
+    async def work(self) -> None:
+        while not self.ended:
+            created = await self._write("POST", "/api/tasks", {"title": "x"})
+            if created is None:
+                continue
+            task_id = created["id"]
+            path = f"/api/tasks/{task_id}"
+            await self._write("PUT", path, {"title": "y"}, task_id)
+            await self._write("PATCH", f"{path}/complete", None, task_id)
+            if len(self.tasks) > 5:
+                await self._delete(next(iter(self.tasks)))
+
+    async def _write(
+        self, verb: str, path: str, body: dict[str, Any] | None, task_id: int | None = None
+    ) -> dict[str, Any] | None:
+        answer = await self._send(verb, path, body)
+        if answer.status_code not in {200, 201}:
+            self.tasks.pop(task_id or 0, None)  # nobody has said what it is like now
+            return None
+        task: dict[str, Any] = answer.json()
+        self.versions.append(task["version"])
+        self.tasks[task["id"]] = task["version"]
+        return task
+
+    async def _delete(self, task_id: int) -> None:
+        del self.tasks[task_id]
+        if (await self._send("DELETE", f"/api/tasks/{task_id}", None)).status_code == 204:
+            self.deleted.add(task_id)
+
+    async def _send(self, verb: str, path: str, body: dict[str, Any] | None) -> httpx2.Response:
+        answer = await self.service.client.request(verb, path, headers=bearer(self.user), json=body)
+        self.statuses[answer.status_code] += 1
+        assert answer.status_code in {200, 201, 204, 503}, answer.text
+        if answer.status_code == 503:
+            assert int(answer.headers["retry-after"]) > 0
+        return answer
+
+
+@asynccontextmanager
+async def writing(writers: list[Writer]) -> AsyncIterator[None]:
+    """Let them write meanwhile."""
+    async with asyncio.TaskGroup() as group:
+        for writer in writers:
+            group.create_task(writer.work())
+        try:
+            await progress(writers)
+            yield
+            await progress(writers)
+        finally:
+            for writer in writers:
+                writer.ended = True
+
+
+async def progress(writers: list[Writer]) -> None:
+    """Wait until a further write of each was acknowledged."""
+    before = [len(writer.versions) for writer in writers]
+    await until(
+        lambda: all(len(w.versions) > count for w, count in zip(writers, before, strict=True))
+    )
+
+
+def move(url: str, user: str, mode: str) -> None:
+    """Move the shards that hold a user to the other worker."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            """
+            SELECT citus_move_shard_placement(
+                shardid, nodename, nodeport, other_name, other_port, %s
+            )
+            FROM citus_shards, LATERAL (
+                SELECT node.nodename, node.nodeport FROM pg_dist_node AS node
+                WHERE groupid > 0 AND (node.nodename, node.nodeport)
+                    <> (citus_shards.nodename, citus_shards.nodeport)
+                LIMIT 1
+            ) AS other (other_name, other_port)
+            WHERE shardid = get_shard_id_for_distribution_column('users', %s::text)
+            """,
+            [mode, user],
+        )
+
+
+def commits_are_synchronous(sql: psycopg.Connection) -> bool:
+    """Say so of every worker. Citus waits for `pg_current_wal_lsn()`: what is written, not more."""
+    query = "SELECT DISTINCT result FROM run_command_on_workers('SHOW synchronous_commit')"
+    return sql.execute(query).fetchall() == [("on",)]
+
+
+@pytest.mark.parametrize("mode", ["block_writes", "force_logical"])
+async def test_writes_go_on_while_shards_move(
+    services: list[Service], sql: psycopg.Connection, coordinator: str, mode: str
+) -> None:
+    if mode == "force_logical" and not commits_are_synchronous(sql):
+        pytest.skip("synchronous_commit is off: Citus then loses writes of the last moment")
+    users = [f"user {number}" for number in range(4)]
+    writers = [Writer(service, user) for user in users for service in services]
+    async with writing(writers):
+        for user in users[:2] * 2:  # there and back
+            await asyncio.to_thread(move, coordinator, user, mode)
+            await progress(writers)
+    stored: dict[int, int] = dict(sql.execute("SELECT id, version FROM tasks").fetchall())
+    for writer in writers:
+        lost = {t: (v, stored.get(t)) for t, v in writer.tasks.items() if stored.get(t) != v}
+        assert lost == {}
+        assert not writer.deleted & stored.keys()
+        assert writer.versions == sorted(set(writer.versions))
+    for user in users:
+        versions = [v for writer in writers if writer.user == user for v in writer.versions]
+        assert len(set(versions)) == len(versions)
