@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from hashlib import sha256
 from typing import Any
 
 import psycopg
@@ -9,6 +10,7 @@ import pytest
 
 from support.service import Service, bearer
 from support.waiting import until, waiting_for_locks
+from todo_api.tasks import statements
 
 ACCOUNTS = pytest.mark.parametrize("account", ["/api/account", "/api/alice/account"])
 WRITES: list[tuple[str, str, dict[str, Any] | None]] = [
@@ -102,6 +104,36 @@ async def test_ten_seconds_after_still_count_as_before(
             "/api/tasks", headers=bearer("alice", iat=int(time.time())), json={"title": "x"}
         )
         assert created.status_code == status
+
+
+async def test_erasure_by_a_clock_that_was_set_back_leaves_void_tokens_void(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    """A statement that erases finds a mark that is later than the clock."""
+    await service.request("DELETE", "/api/account", "alice")
+    await service.request("DELETE", "/api/account", "bob")
+    sql.execute("UPDATE erasures SET erased_at = now() + interval '1 hour'")
+    before = sql.execute("SELECT user_hash, erased_at FROM erasures ORDER BY 1").fetchall()
+    sql.execute("INSERT INTO users (id, version) VALUES ('alice', 1)")
+    remember = next(
+        each for each in statements.erase_owner().first if each.name == b"remember_erasure"
+    )
+    values = {"owner": "alice", "owner_hash": sha256(b"alice").digest(), "issued_at": 0.0}
+    given = [values[name] for name in remember.parameters]
+    psycopg.RawCursor(sql).execute(remember.sql, given)
+    assert sql.execute("SELECT user_hash, erased_at FROM erasures ORDER BY 1").fetchall() == before
+
+
+async def test_token_that_erases_is_void_even_if_its_issuers_clock_is_ahead(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    ahead = bearer("alice", iat=int(time.time()) + 9)
+    assert (await service.request("DELETE", "/api/account", headers=ahead)).status_code == 204
+    assert sql.execute(
+        "SELECT erased_at >= to_timestamp(%s) FROM erasures", [int(time.time()) + 8]
+    ).fetchall() == [(True,)]
+    created = await service.client.post("/api/tasks", headers=ahead, json={"title": "x"})
+    assert created.status_code == 401
 
 
 async def test_another_users_account_is_forbidden(

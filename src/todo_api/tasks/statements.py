@@ -254,11 +254,17 @@ def erase_owner() -> Statement:
 
     Statements of their own, because each must see what was committed while `begin_owner` waited.
     """
-    version = select(_OWNER_HASH, col(User.version)).where(col(User.id) == _OWNER)
-    mark = insert(Erasure).from_select(["user_hash", "version"], version)
+    # The token that erases is void afterwards, even where the issuer's clock is ahead of ours.
+    erased_at = func.greatest(func.statement_timestamp(), _ISSUED_AT)
+    row: Any = select(_OWNER_HASH, col(User.version), erased_at).where(col(User.id) == _OWNER)
+    mark = insert(Erasure).from_select(["user_hash", "version", "erased_at"], row)
     marked = mark.on_conflict_do_update(
         index_elements=[col(Erasure.user_hash)],
-        set_={"version": mark.excluded.version, "erased_at": mark.excluded.erased_at},
+        set_={
+            "version": mark.excluded.version,
+            # A clock that was set back must not make tokens good that were void.
+            "erased_at": func.greatest(col(Erasure.erased_at), mark.excluded.erased_at),
+        },
     ).returning(col(Erasure.version))
     buried = delete(Tombstone).where(col(Tombstone.user_id) == _OWNER)
     erased = delete(User).where(col(User.id) == _OWNER).returning(col(User.id))

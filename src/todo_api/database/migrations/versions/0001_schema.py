@@ -136,7 +136,9 @@ def _make_role() -> None:
                 GRANT todo_member TO CURRENT_USER;
             END IF;
             IF NOT has_schema_privilege('todo_member', current_schema(), 'USAGE') THEN
-                EXECUTE format('GRANT USAGE ON SCHEMA %I TO todo_member', current_schema());
+                -- Not by format(): Alembic doubles its percent signs in a script.
+                EXECUTE 'GRANT USAGE ON SCHEMA ' || quote_ident(current_schema())
+                    || ' TO todo_member';
             END IF;
         END
         $$
@@ -153,7 +155,7 @@ def _grant() -> None:
         " UPDATE (title, description, status, priority, due_date, completed_at, updated_at,"
         " version)",
         "tombstones": "SELECT, INSERT (user_id, version, task_id), DELETE",
-        "erasures": "SELECT, INSERT (user_hash, version), UPDATE (version, erased_at)",
+        "erasures": "SELECT, INSERT (user_hash, version, erased_at), UPDATE (version, erased_at)",
         "restorations": "SELECT",
         "rate_limits": "SELECT, INSERT (user_hash, full_at), UPDATE (full_at)",
     }
