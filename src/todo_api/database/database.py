@@ -46,6 +46,9 @@ ANSWERS: Mapping[str, type[ApiError]] = {
     "40001": ServiceUnavailable,  # serialization_failure
     "40P01": ServiceUnavailable,  # deadlock_detected
     "25006": ServiceUnavailable,  # read_only_sql_transaction: a failover under way
+    # Of Citus: another node is down, and this one goes on to serve others' users. It is not worth
+    # a second try, because a commit that the node did not confirm may be kept.
+    "08006": ServiceUnavailable,
     "CIINF": ServiceUnavailable,  # of Citus: a shard has moved since the statement was planned
     "53": DatabaseBusy,  # insufficient resources: disk, memory, connections
     "57": DatabaseUnreachable,  # operator intervention: shutdown, crash, starting up
