@@ -407,7 +407,8 @@ async def test_lost_prepared_statements_are_prepared_again(
             ("55P03", StatementTimeout),
         ],
         *[("53100", DatabaseBusy), ("53300", DatabaseBusy), ("25006", ServiceUnavailable)],
-        *[("57P03", DatabaseUnreachable), ("08006", DatabaseUnreachable), ("42501", InternalError)],
+        *[("57P03", DatabaseUnreachable), ("08P01", DatabaseUnreachable)],
+        *[("08006", ServiceUnavailable), ("CIINF", ServiceUnavailable), ("42501", InternalError)],
         *[("22001", InternalError), ("XX000", InternalError)],
     ],
 )
