@@ -151,7 +151,7 @@ def add_task() -> Statement:
     """A new task, of a user who has a row."""
     completed_at = case((_NEW["status"] == _COMPLETE, func.now()))
     values = {"user_id": _OWNER, **_NEW, "completed_at": completed_at}
-    row: Any = select(*values.values(), _writer().c.version)  # type: ignore[call-overload]
+    row: Any = select(*values.values(), _writer().c.version)  # type: ignore[call-overload]  # SQLModel types four columns
     added = insert(Task).from_select([*values, "version"], row)
     return Statement.compiled("add_task", _written(added), writes=True)
 
