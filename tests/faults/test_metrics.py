@@ -69,9 +69,11 @@ class Meter:
 
     def answers(self) -> bool:
         try:
-            return "todo_api_pool_connections" in self.text()
+            answer = self._scraper.get(self.address)
         except httpx2.TransportError:
             return False
+        # prometheus_client makes a worker's file empty first, and a scrape at that moment is 500.
+        return answer.status_code == 200 and "todo_api_pool_connections" in answer.text
 
     def text(self) -> str:
         answer = self._scraper.get(self.address)
