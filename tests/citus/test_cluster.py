@@ -158,7 +158,7 @@ async def test_member_sees_the_named_owner_alone(
     for user in ("alice", "bob", "carol"):
         tasks = [await service.create(user) for _ in range(2)]
         await service.request("DELETE", f"/api/tasks/{tasks[0]['id']}", user)
-    queries = [f"SELECT DISTINCT user_id FROM {table}" for table in ("tasks", "tombstones")]  # noqa: S608
+    queries = [f"SELECT DISTINCT user_id FROM {table}" for table in ("tasks", "tombstones")]  # noqa: S608  constants
     queries.append("SELECT id FROM users")
     for query in queries:
         assert member.execute(query).fetchall() == []

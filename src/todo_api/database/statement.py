@@ -19,8 +19,8 @@ class Statement:
     """One SQL statement that answers with rows of one text column.
 
     `parameters` are the names of $1, $2, … in order. `writes` says that running it twice is not
-    the same as running it once, so a broken connection is no reason to try again; `many`, that
-    there is no limit to how many rows may come, so that they are to be read in batches. The
+    the same as running it once, so it is not sent again after a broken connection. `many` says that
+    the number of rows has no limit, so they are read in batches. The
     statements in `first` run before it, in the same transaction.
     """
 
