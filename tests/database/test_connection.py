@@ -409,7 +409,7 @@ async def test_lost_prepared_statements_are_prepared_again(
         *[("53100", DatabaseBusy), ("53300", DatabaseBusy), ("25006", ServiceUnavailable)],
         *[("57P03", DatabaseUnreachable), ("08P01", DatabaseUnreachable)],
         *[("08006", ServiceUnavailable), ("CIINF", ServiceUnavailable), ("42501", InternalError)],
-        *[("22001", InternalError), ("XX000", InternalError)],
+        *[("22001", InternalError), ("XX000", ServiceUnavailable), ("58030", ServiceUnavailable)],
     ],
 )
 async def test_sqlstate_has_its_answer(

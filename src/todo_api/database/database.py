@@ -50,6 +50,10 @@ ANSWERS: Mapping[str, type[ApiError]] = {
     # a second try, because a commit that the node did not confirm may be kept.
     "08006": ServiceUnavailable,
     "CIINF": ServiceUnavailable,  # of Citus: a shard has moved since the statement was planned
+    # internal_error: Citus says so of a transaction whose node stops. PostgreSQL says so only of
+    # its own bugs, where a client can also do no better than try again; the log has the code.
+    "XX000": ServiceUnavailable,
+    "58": ServiceUnavailable,  # system error, outside of PostgreSQL: its disk, or a node of Citus
     "53": DatabaseBusy,  # insufficient resources: disk, memory, connections
     "57": DatabaseUnreachable,  # operator intervention: shutdown, crash, starting up
     "08": DatabaseUnreachable,  # connection exception
