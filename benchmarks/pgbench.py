@@ -14,6 +14,7 @@ from todo_api.database import row_security
 from todo_api.database.statement import Statement
 from todo_api.settings import Settings
 from todo_api.tasks import statements
+from todo_api.tasks.fields import WRITABLE
 
 STATEMENTS = {
     "list": statements.list_tasks(None, "created", None),
@@ -28,11 +29,11 @@ VALUES = {
     "issued_at": "0",
     "now": ":now",
     "task_id": ":task",
+    **{f"new_{name}": "NULL" for name in WRITABLE},
     "new_title": "('Buy groceries ' || :title)",
     "new_description": "'Milk and bread'",
     "new_status": "'incomplete'",
     "new_priority": "'high'",
-    "new_due_date": "NULL",
 }
 """What stands for each parameter."""
 

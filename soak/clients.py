@@ -14,26 +14,13 @@ import httpx2
 
 from soak.ledger import Fate, Ledger, Register, Task
 from support.service import token
+from todo_api.tasks.fields import BY_NAME
 
 SHAPE = "every answer has the contract's shape"
 DEADLINE = "every request is answered in time"
 OWN = "nobody sees what is not his"
 KEPT = "every answer fits what was acknowledged before"
 
-FIELDS = {
-    "id",
-    "user_id",
-    "title",
-    "description",
-    "status",
-    "completed",
-    "priority",
-    "due_date",
-    "completed_at",
-    "created_at",
-    "updated_at",
-    "version",
-}
 UNKNOWN = {HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE}
 TASKS_AT_MOST = 40
 """Of one client, so that lists stay what they are."""
@@ -289,7 +276,7 @@ def misshapen(answer: httpx2.Response, user: str) -> str | None:
     tasks = body if isinstance(body, list) else [body]
     if any(task["user_id"] != user for task in tasks):
         return OWN
-    return None if all(set(task) == FIELDS for task in tasks) else "a task with other fields"
+    return None if all(set(task) == set(BY_NAME) for task in tasks) else "a task with other fields"
 
 
 def _misshapen_error(answer: httpx2.Response, body: dict[str, Any]) -> str | None:

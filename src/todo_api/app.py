@@ -1,6 +1,7 @@
 """The one place where the parts meet."""
 
 import math
+from collections import UserDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -8,7 +9,10 @@ from hashlib import blake2b
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.routing import iter_route_contexts
+from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from todo_api.auth.key_set import KeySet
@@ -16,41 +20,81 @@ from todo_api.auth.owner import Authenticator
 from todo_api.auth.rate_limits import RateLimits
 from todo_api.auth.tokens import Expected, Key, Keys, Verifier
 from todo_api.database.database import Database
+from todo_api.errors import NotFound, StartupError
 from todo_api.http.answers import Errors
 from todo_api.http.cors import CORS
 from todo_api.http.envelope import Envelope
 from todo_api.http.limits import Limits
 from todo_api.http.observation import Observed, Observer, access_log
-from todo_api.http.pages import add_documents, health_routes
-from todo_api.http.paths import PathTable
+from todo_api.http.pages import document_router, health_router
+from todo_api.http.routing import PathTable, ServiceRoute
 from todo_api.http.tracing import hide_target
 from todo_api.settings import Settings, origin_of
 from todo_api.tasks.owned_tasks import KnownOwners, OwnedTasks
-from todo_api.tasks.routes import task_routes
+from todo_api.tasks.routes import bearer, task_router
 
 if TYPE_CHECKING:
     from todo_api.http.metrics import Metrics
 
 
-class Application(FastAPI):
-    """FastAPI with the layers that this service needs, and no others.
+class _Overrides(UserDict[Any, Any]):
+    """FastAPI's `dependency_overrides`, for routes that run dependencies."""
 
-    FastAPI's own (five between the server and a route) cost 20 µs a request, measured, and do
-    nothing here: our routes use none of its exit stacks, and our errors are answered below CORS.
+    def __setitem__(self, dependency: Any, override: Any) -> None:
+        """Refuse what no route of the service would ever call."""
+        if dependency is bearer:
+            raise TypeError(
+                "The routes of todo-api run no dependencies, so this override would do nothing. "
+                "Sign a token for the user you want to be: `todo-api token USER`"
+            )
+        super().__setitem__(dependency, override)
+
+
+class Application(FastAPI):
+    """FastAPI with the layers that this service needs around its own routes.
+
+    FastAPI's own layers cost 20 µs a request (measured), so the service's routes do not pass
+    through them. Routes, mounts, middleware and handlers that somebody adds work as in FastAPI.
     """
 
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        super().__init__(**options)
+        self._settings = settings
+        self._own_routes: list[BaseRoute] = []
+        self.limits: Limits | None = None
+        self.dependency_overrides = _Overrides()  # type: ignore[assignment]  # a mapping like a dict
+        self.exception_handlers.clear()  # FastAPI's would answer in another shape
+        self.router.default = _not_found
+
+    def serve(self, router: APIRouter) -> None:
+        """Serve the routes of a router of this service, ahead of all that is added later."""
+        self._own_routes += router.routes
+
+    @property
+    def routes(self) -> list[BaseRoute]:
+        """The service's own routes, and those that somebody has added."""
+        return [*self._own_routes, *self.router.routes]
+
     def build_middleware_stack(self) -> ASGIApp:
-        """Return the layers around the routes, the outermost first."""
-        settings: Settings = self.state.settings
-        limits = self.state.limits = Limits(
-            PathTable(self.router.routes),
+        """Return the layers around the routes. Raises `StartupError` for what cannot work."""
+        self._refuse_what_cannot_work()
+        settings = self._settings
+        own = [route for route in self._own_routes if isinstance(route, ServiceRoute)]
+        routes = PathTable(own, self.router, AsyncExitStackMiddleware(self.router))
+        self.limits = Limits(
+            routes,
             in_flight=settings.max_in_flight,
             wait=settings.pool_timeout,
             seconds=settings.request_timeout,
         )
-        answers = CORS(Errors(limits), origins=settings.cors_origins)
+        app: ASGIApp = Errors(self.limits, self.exception_handlers)
+        for middleware, arguments, options in reversed(self.user_middleware):
+            app = middleware(app, *arguments, **options)
+        if self.user_middleware:  # which may also raise
+            app = Errors(app, self.exception_handlers)
+        app = CORS(app, origins=settings.cors_origins)
         observers = _observers(settings)
-        http = Envelope(Observed(answers, observers) if observers else answers)
+        http = Envelope(Observed(app, observers) if observers else app)
 
         async def stack(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
@@ -60,6 +104,19 @@ class Application(FastAPI):
                 await self.router(scope, receive, send)
 
         return stack
+
+    def _refuse_what_cannot_work(self) -> None:
+        added = [each.original_route for each in iter_route_contexts(self.router.routes)]
+        if any(isinstance(route, WebSocketRoute) for route in added):
+            raise StartupError(
+                "WebSocket routes: the server of todo-api does not speak WebSocket "
+                "(docs/adr/0007-strict-protocol.md); use an HTTP route"
+            )
+        if self.router.on_startup or self.router.on_shutdown:
+            raise StartupError(
+                "on_event: handlers of startup and shutdown do not run beside a lifespan; "
+                "extend the lifespan in todo_api/app.py"
+            )
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, without FastAPI's 422: what is wrong is 400 here."""
@@ -72,13 +129,19 @@ class Application(FastAPI):
         return document
 
 
-def create_app(settings: Settings, database_url: str) -> FastAPI:
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    del scope, receive, send
+    raise NotFound
+
+
+def create_app(settings: Settings, database_url: str) -> Application:
     """Build the application. It connects when it starts, not before."""
     database = Database(database_url, settings)
     verifier = Verifier(signing_keys(settings))
     key_set = KeySet(settings.jwks_url, verifier) if settings.jwks_url else None
     authenticator = Authenticator(verifier, RateLimits(settings), key_set)
     app = Application(
+        settings,
         title="todo-api",
         summary="A multi-user to-do list: every user sees their own tasks and nothing else.",
         version="1",
@@ -92,11 +155,10 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         },
         lifespan=_lifespan(settings, database, key_set),
     )
-    app.state.settings = settings
     open_tasks = partial(OwnedTasks, database=database, known_owners=KnownOwners())
-    app.router.routes += task_routes(authenticator, open_tasks)
-    app.router.routes += health_routes(partial(_not_ready, database, key_set))
-    add_documents(app)
+    app.serve(task_router(authenticator, open_tasks))
+    app.serve(health_router(partial(_not_ready, database, key_set)))
+    app.serve(document_router(app))
     return app
 
 
@@ -146,9 +208,9 @@ def _metrics() -> "Metrics":
 
 def _lifespan(
     settings: Settings, database: Database, key_set: KeySet | None
-) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+) -> Callable[[Application], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             await database.open()
             stack.callback(database.close)
@@ -163,11 +225,10 @@ def _lifespan(
     return lifespan
 
 
-def _levels(app: FastAPI, database: Database, key_set: KeySet | None) -> dict[str, float]:
+def _levels(app: Application, database: Database, key_set: KeySet | None) -> dict[str, float]:
     """Return what the metrics show of the moment."""
-    limits: Limits | None = getattr(app.state, "limits", None)
     return {
-        "requests_in_flight": limits.in_flight if limits else 0,
+        "requests_in_flight": app.limits.in_flight if app.limits else 0,
         "key_set_age_seconds": key_set.age if key_set else math.nan,
         **database.pool.levels(),
     }

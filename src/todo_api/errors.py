@@ -18,6 +18,7 @@ Each class carries its status, its message and its headers, so one handler
     ├── UnsupportedMediaType     415
     ├── HeaderFieldsTooLarge     431
     ├── TooManyRequests          429
+    ├── RaisedError              the status of an `HTTPException`
     ├── InternalError            500
     │   └── DatabaseUnreachable  500
     └── ServiceUnavailable       503
@@ -32,7 +33,6 @@ This module imports nothing of ours.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 
 class StartupError(Exception):
@@ -40,9 +40,9 @@ class StartupError(Exception):
 
 
 class ApiError(Exception):
-    """An error with an answer: `status`, `message` (the body's `error`) and `headers`."""
+    """An error with an answer: `status_code`, `message` (the body's `error`) and `headers`."""
 
-    status: ClassVar[int]
+    status_code: int
     message: str = ""
     headers: Mapping[str, str] = {}
 
@@ -59,7 +59,7 @@ class ApiError(Exception):
 class BadRequest(ApiError):
     """The request is not what the contract asks for. The message says what and where."""
 
-    status = 400
+    status_code = 400
 
 
 class InvalidFields(BadRequest):
@@ -77,7 +77,7 @@ class InvalidFields(BadRequest):
 class Unauthorized(ApiError):
     """No token was sent. Its body is the same for every 401, so that a stranger learns nothing."""
 
-    status = 401
+    status_code = 401
     message = "A valid bearer token is required"
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
@@ -102,14 +102,14 @@ class AccountErased(InvalidToken):
 class Forbidden(ApiError):
     """The user named in the path is not the token's user."""
 
-    status = 403
+    status_code = 403
     message = "You can only access your own tasks"
 
 
 class NotFound(ApiError):
     """No route has this path."""
 
-    status = 404
+    status_code = 404
     message = "Not found"
 
 
@@ -122,7 +122,7 @@ class TaskNotFound(NotFound):
 class MethodNotAllowed(ApiError):
     """The path exists, the verb does not."""
 
-    status = 405
+    status_code = 405
     message = "Method not allowed"
 
     def __init__(self, allow: str) -> None:
@@ -133,13 +133,13 @@ class MethodNotAllowed(ApiError):
 class BodyTooLarge(ApiError):
     """The body is over the limit. What is left of it is not looked at."""
 
-    status = 413
+    status_code = 413
 
 
 class UnsupportedMediaType(ApiError):
     """The body is not declared as plain JSON."""
 
-    status = 415
+    status_code = 415
     message = "Content-Type must be application/json"
     headers: Mapping[str, str] = {"Accept": "application/json"}
 
@@ -147,13 +147,13 @@ class UnsupportedMediaType(ApiError):
 class HeaderFieldsTooLarge(ApiError):
     """The request line and its header fields are over the limit (RFC 6585, section 5)."""
 
-    status = 431
+    status_code = 431
 
 
 class TooManyRequests(ApiError):
     """This user, or this address, has asked too often. `wait` is in seconds."""
 
-    status = 429
+    status_code = 429
     message = "Too many requests"
 
     def __init__(self, wait: int) -> None:
@@ -161,10 +161,19 @@ class TooManyRequests(ApiError):
         self.headers = {"Retry-After": str(wait)}
 
 
+class RaisedError(ApiError):
+    """An `HTTPException` of a route that somebody added to the service."""
+
+    def __init__(self, status_code: int, message: str, headers: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+        self.headers = headers
+
+
 class InternalError(ApiError):
     """Our own fault. The cause is in the log, under the request's id."""
 
-    status = 500
+    status_code = 500
     message = "Internal server error"
 
 
@@ -177,7 +186,7 @@ class DatabaseUnreachable(InternalError):
 class ServiceUnavailable(ApiError):
     """Not now: the client may try again after `Retry-After` seconds."""
 
-    status = 503
+    status_code = 503
     message = "Service temporarily unavailable"
     headers: Mapping[str, str] = {"Retry-After": "1"}
 

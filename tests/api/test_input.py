@@ -132,11 +132,6 @@ FIELD_ERRORS: list[tuple[dict[str, Any], dict[str, str]]] = [
         ({"title": "x", name: 1}, {name: f"Unknown field: {name}"})
         for name in ("foo", "__proto__", "constructor", "model_config", "Title", "is_completed", "")
     ),
-    *(
-        ({"title": "x", "id": value}, {"id": "Number out of range"})
-        for value in some(10**4000, -(10**400), [10**400], {"a": [10**400]})
-    ),
-    ({"title": "x", "user_id": "a\0"}, {"user_id": "Text must not contain the NUL character"}),
     (
         {
             "priority": 1,
@@ -168,10 +163,21 @@ async def test_wrong_fields_are_all_named(service: Service, subtests: pytest.Sub
             assert list(response.json()["fields"]) == list(fields)
 
 
-async def test_number_beyond_a_double_is_refused_wherever_it_stands(service: Service) -> None:
-    for body in (b'{"title": "a", "id": 1e400}', b'{"title": "a", "id": [-1e400]}'):
-        response = await put_and_post(service, body)
-        assert response.json()["fields"] == {"id": "Number out of range"}
+@pytest.mark.parametrize(
+    "ignored",
+    [
+        *(b"1e400", b"[-1e400]", b'{"a": [1e400]}', b"1" + b"0" * 4000),
+        *(b'"a\\u0000"', b'["\\u0000"]', b'{"\\u0000": 1}'),
+    ],
+)
+async def test_value_that_parsers_read_differently_is_refused_in_an_ignored_member(
+    service: Service, ignored: bytes
+) -> None:
+    response = await put_and_post(service, b'{"title": "a", "id": ' + ignored + b"}")
+    assert (response.status_code, response.json()) == (
+        400,
+        {"error": "Body is not valid JSON: text with NUL, or a number out of range"},
+    )
     unknown = await put_and_post(service, b'{"title": "a", "x": 1e400}')
     assert unknown.json()["fields"] == {"x": "Unknown field: x"}
 

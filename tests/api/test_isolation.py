@@ -15,7 +15,7 @@ from todo_api.database.connection import Answer
 from todo_api.database.database import Database
 from todo_api.database.statement import Statement
 from todo_api.tasks import statements
-from todo_api.tasks.model import WRITABLE
+from todo_api.tasks.fields import WRITABLE
 
 PUBLIC = {"/health", "/livez", "/readyz"}
 

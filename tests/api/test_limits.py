@@ -21,6 +21,8 @@ from support.watching import assert_pool_is_whole, backends, terminate, waiting
 from support.wire import Wire
 from todo_api.errors import Overloaded, RequestTimeout
 from todo_api.http.limits import Limits
+from todo_api.http.routing import PrivateRoute
+from todo_api.request_context import RequestContext
 
 FULL = 3
 """`MAX_IN_FLIGHT` of these tests."""
@@ -62,14 +64,14 @@ def held(sql: psycopg.Connection) -> Iterator[psycopg.Connection]:
 def in_flight(service: Listening) -> int:
     """Return what the service itself counts."""
     app: Any = service._running.config.loaded_app
-    counted: int = app.state.limits.in_flight
+    counted: int = app.limits.in_flight
     return counted
 
 
 def at_the_door(service: Listening) -> int:
     """Return how many wait for a place."""
     app: Any = service._running.config.loaded_app
-    counted: int = app.state.limits._turns.waiting
+    counted: int = app.limits._turns.waiting
     return counted
 
 
@@ -331,8 +333,9 @@ async def test_frozen_database_is_answered_at_the_deadline(
 def wire_is_free(service: Listening) -> bool:
     """Tell whether no connection waits for an answer that has been swallowed."""
     app: Any = service._running.config.loaded_app
-    (make,) = {route._open_tasks for route in app.router.routes if hasattr(route, "_open_tasks")}
-    levels: dict[str, float] = make.keywords["database"].pool.levels()
+    opener: Any
+    (opener,) = {route.open for route in app.routes if isinstance(route, PrivateRoute)}
+    levels: dict[str, float] = opener.keywords["database"].pool.levels()
     return levels["pool_busy"] == 0
 
 
@@ -411,7 +414,8 @@ async def ask(limited: Limits) -> None:
         raise AssertionError("not called")
 
     async with asyncio.timeout(10):
-        await limited({"raw_path": b"/api/tasks"}, receive, nothing)
+        scope = {"method": "GET", "raw_path": b"/api/tasks", "headers": []}
+        await limited(scope, receive, nothing)
 
 
 async def test_cancellation_before_the_deadline_is_passed_on() -> None:
@@ -447,7 +451,7 @@ async def test_who_comes_back_to_the_door_is_counted_like_anybody(
         del receive, send
         if not asks_for_its_body.is_set():
             asks_for_its_body.set()
-            await scope["step_aside"](body)
+            await RequestContext.of(scope).await_body(body)
         await asyncio.Event().wait()
 
     limited = Limits(app, in_flight=1, wait=10, seconds=30)

@@ -315,7 +315,7 @@ async def test_429_says_nothing_of_the_token(service: Service) -> None:
 def fails(limits: RateLimits, address: str) -> bool:
     """Tell whether another mistake of this address is one too many."""
     try:
-        limits.failed({"client": (address, 1234)})
+        limits.count_failure(address)
     except TooManyRequests:
         return True
     return False
@@ -346,7 +346,7 @@ def test_address_stands_for_a_subscriber(first: str, second: str, is_one: bool) 
 def test_without_an_address_there_is_no_limit() -> None:
     limits = RateLimits(settings(rate_limit_failures=1))
     for _ in range(3):
-        limits.failed({"client": None})
+        limits.count_failure(None)
 
 
 async def statuses(service: Listening, *forwarded: str) -> list[int]:

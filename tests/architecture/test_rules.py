@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from todo_api.app import create_app
-from todo_api.auth.owner import PrivateRoute
+from todo_api.http.routing import PrivateRoute
 from todo_api.settings import Settings, variables
 
 ROOT = Path(__file__).parents[2]
@@ -20,9 +20,10 @@ LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "settings": {"errors"},
     "turns": {"errors"},
+    "request_context": {"errors"},
     "database": {"turns", "settings", "errors"},
-    "auth": {"database", "settings", "errors"},
-    "http": {"auth", "turns", "settings", "errors"},
+    "auth": {"database", "request_context", "settings", "errors"},
+    "http": {"auth", "request_context", "turns", "settings", "errors"},
     "tasks": {"http", "auth", "database", "settings", "errors"},
     "app": {"tasks", "http", "auth", "database", "settings", "errors"},
     "development": {"auth", "settings", "errors"},

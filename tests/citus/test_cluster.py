@@ -24,7 +24,7 @@ from support.waiting import until
 from todo_api.database import row_security
 from todo_api.database.statement import Statement, encode
 from todo_api.tasks import statements
-from todo_api.tasks.model import WRITABLE
+from todo_api.tasks.fields import WRITABLE
 
 citus_coordinator()  # skips the module where there is no cluster
 

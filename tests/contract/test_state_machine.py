@@ -21,12 +21,12 @@ from hypothesis.stateful import (
 
 from support.program import Program, serving
 from support.service import SECRET, token
+from todo_api.tasks.fields import WRITABLE
 
 Task = dict[str, Any]
 runs = count(1)
 
 USERS = ("ada", "tasks", "a/b", "é ü", "%41")
-WRITABLE = ("title", "description", "status", "priority", "due_date")
 MISSING = (404, {"error": "Task not found"})
 
 DEFAULT_ORDER = {

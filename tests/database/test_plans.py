@@ -16,7 +16,7 @@ from support.service import settings
 from todo_api.database import row_security
 from todo_api.database.statement import Statement, encode
 from todo_api.tasks import statements
-from todo_api.tasks.model import WRITABLE
+from todo_api.tasks.fields import WRITABLE
 
 STATUSES: list[statements.Status | None] = [None, *get_args(statements.Status)]
 SORTS, ORDERS = get_args(statements.Sort), get_args(statements.Order)

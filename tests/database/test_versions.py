@@ -18,7 +18,7 @@ from support.waiting import until, waiting_for_locks
 from todo_api.database.database import Database
 from todo_api.errors import StartupError
 from todo_api.tasks import owned_tasks, statements
-from todo_api.tasks.model import WRITABLE
+from todo_api.tasks.fields import WRITABLE
 
 DAY = 86_400_000
 NOW = 1_900_000_000_000

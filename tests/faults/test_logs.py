@@ -291,13 +291,13 @@ def create(client: httpx2.Client, name: str, title: str) -> None:
 
 
 BROKEN = """
-from todo_api.tasks import routes
+from todo_api.http.routing import PrivateRoute
 
-async def answer(self, request, owner):
-    secret = owner.id
+async def respond(self, request):
+    secret = request.headers["authorization"]
     raise RuntimeError("a fault of our own")
 
-routes.TaskRoute.answer = answer
+PrivateRoute.respond = respond
 """
 
 

@@ -278,7 +278,7 @@ async def test_answers_that_nobody_reads_hold_no_place(
 ) -> None:
     """Documents are not counted, but what is asked for behind them is."""
     app: Any = service._running.config.loaded_app
-    monkeypatch.setattr(app.state.limits._turns, "_places", 2)
+    monkeypatch.setattr(app.limits._turns, "_places", 2)
     monkeypatch.setattr(protocol, "STALL_SECONDS", 60)
     fill(sql, 3)
     loop = asyncio.get_running_loop()
@@ -287,7 +287,7 @@ async def test_answers_that_nobody_reads_hold_no_place(
         await loop.sock_sendall(client, document + LIST)
     await until(lambda: sum(unsent(each) > 0 for each in connections(service)) == 5)
     for _ in range(5):
-        assert app.state.limits.in_flight == 0
+        assert app.limits.in_flight == 0
         assert (await service.request("GET", "/api/tasks", "bob")).status_code == 200
 
 

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address, ip_network
 from time import monotonic
 
-from starlette.types import Scope
-
 from todo_api.errors import TooManyRequests
+from todo_api.request_context import RequestContext
 from todo_api.settings import RATE_SECONDS, Settings
 
 NANOSECONDS = 1_000_000_000
@@ -49,42 +48,46 @@ class Buckets:
 
 
 class RateLimits:
-    """The limits that the settings ask for. What a request has left goes into its scope."""
+    """The limits that the settings ask for. The response says how much a user has left.
+
+    The header fields are those of draft-ietf-httpapi-ratelimit-headers.
+    """
 
     def __init__(self, settings: Settings) -> None:
         quota, failures = settings.rate_limit, settings.rate_limit_failures
-        self._policy = f'"minute";q={quota};w={RATE_SECONDS:.0f}'
+        self._policy = f'"minute";q={quota};w={RATE_SECONDS:.0f}'.encode()
         in_memory = settings.rate_limit_store == "memory"
         self._is_on = quota > 0
         self._step = RATE_SECONDS / max(quota, 1)
         self._users = Buckets(quota) if quota and in_memory else None
         self._addresses = Buckets(failures) if failures else None
 
-    def asked(self, scope: Scope, user: str) -> None:
+    def count_request(self, context: RequestContext, user: str) -> None:
         """Count a request of a user. Raises `TooManyRequests`.
 
-        Where PostgreSQL counts (`take_request`, migration 0003) it refuses, and this says the
-        policy alone.
+        Where PostgreSQL counts, `take_request` (migration 0001) refuses, and the response only
+        shows the policy.
         """
         if not self._is_on:
             return
-        scope["rate_limit"] = self._policy, None
+        context.rate_limit_headers = [(b"ratelimit-policy", self._policy)]
         if self._users is None:
             return
         left, wait = self._users.take(user)
         until_next = wait or (0 if left else self._step)
-        scope["rate_limit"] = self._policy, f'"minute";r={left};t={math.ceil(until_next)}'
+        limit = f'"minute";r={left};t={math.ceil(until_next)}'.encode()
+        context.rate_limit_headers = [(b"ratelimit-policy", self._policy), (b"ratelimit", limit)]
         if wait > 0:
             raise TooManyRequests(math.ceil(wait))
 
-    def failed(self, scope: Scope) -> None:
-        """Count a token that was refused. Raises `TooManyRequests` in place of the 401.
+    def count_failure(self, client_address: str | None) -> None:
+        """Count a refused token. Raises `TooManyRequests` in place of the 401.
 
-        Good tokens from the same address go on to work: others may be behind it.
+        Good tokens from the same address still work, because other users may share it.
         """
-        if self._addresses is None or not scope["client"]:
+        if self._addresses is None or not client_address:
             return
-        _, wait = self._addresses.take(_subscriber(scope["client"][0]))
+        _, wait = self._addresses.take(_subscriber(client_address))
         if wait > 0:
             raise TooManyRequests(math.ceil(wait))
 

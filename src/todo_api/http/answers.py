@@ -4,14 +4,25 @@ import json
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
-from typing import Protocol
+from inspect import isawaitable
+from typing import Any, Protocol
 
 import structlog
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from todo_api.errors import ApiError, InternalError, ShuttingDown
+from todo_api.errors import (
+    ApiError,
+    InternalError,
+    InvalidFields,
+    RaisedError,
+    ShuttingDown,
+)
+from todo_api.request_context import RequestContext
 
 log = structlog.get_logger()
 
@@ -86,41 +97,60 @@ def array_answer(first: list[bytes], rest: Batches | None) -> Response:
 
 def error_answer(error: ApiError) -> Response:
     """Return an error as its class says: status, headers and `{"error": …}`."""
-    return json_answer(json.dumps(error.body()).encode(), error.status, error.headers)
+    return json_answer(json.dumps(error.body()).encode(), error.status_code, error.headers)
 
 
 class Errors:
-    """Answers every error: one of ours as its class says, any other as a generic 500.
+    """Answers every error: with a handler that the application has for it, else in our shape.
 
-    What is our fault is logged once, with its cause. Inside CORS, so that a browser can read the
-    answer. A response that has started cannot become an error: the server cuts the connection.
+    Logs an error of the service once, with its cause. Stands inside CORS, so that a browser can
+    read the answer. A response that has started cannot become an error, so the server cuts the
+    connection.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, handlers: Mapping[Any, Any]) -> None:
         self._app = app
+        self._handlers = handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request."""
+        context = RequestContext.of(scope)
         try:
-            if "refused" in scope:  # by the protocol: there is no request to serve
-                raise scope["refused"]  # noqa: TRY301  answered like any other error
+            if context.refusal is not None:
+                raise context.refusal  # noqa: TRY301  answered like any other error
             await self._app(scope, receive, send)
         except (Exception, CancelledError) as error:  # noqa: BLE001  every one ends here
-            ours = _as_ours(error, scope["request_id"])
-            scope["error"] = type(ours).__name__
-            if "status" not in scope:  # no response has started
-                await error_answer(ours)(scope, receive, send)
+            ours = _as_ours(error, context.request_id)
+            context.error = type(ours).__name__
+            if not context.status:
+                response = await self._handled(error, Request(scope)) or error_answer(ours)
+                await response(scope, receive, send)
+
+    async def _handled(self, error: BaseException, request: Request) -> Response | None:
+        """Call the application's handler for the status or the nearest class, as Starlette does."""
+        keys = [getattr(error, "status_code", None), *type(error).__mro__]
+        handler = next((self._handlers[key] for key in keys if key in self._handlers), None)
+        if handler is None:
+            return None
+        answer = handler(request, error)
+        response: Response | None = await answer if isawaitable(answer) else answer
+        return response
 
 
 def _as_ours(error: BaseException, request_id: str) -> ApiError:
-    """Return the error that a client hears of."""
-    if isinstance(error, CancelledError):  # by the server alone, when its time to stop is over
+    """Return the error that the client gets."""
+    if isinstance(error, CancelledError):  # only the server cancels, when its time to stop is over
         return ShuttingDown()
+    if isinstance(error, HTTPException):
+        return RaisedError(error.status_code, str(error.detail), error.headers or {})
+    if isinstance(error, RequestValidationError):
+        fields = {".".join(map(str, each["loc"][1:])): each["msg"] for each in error.errors()}
+        return InvalidFields(fields)
     if not isinstance(error, ApiError):
         log.error("unexpected error", request_id=request_id, exc_info=error)
         return InternalError()
-    # Without a cause there is nothing to say that the answer does not.
-    is_ours = error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    # Without a cause the log would say only what the answer says.
+    is_ours = error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
     if is_ours and (error.__cause__ is not None or isinstance(error, InternalError)):
         name, cause = type(error).__name__, str(error.__cause__ or "")
         log.error("request failed", error=name, cause=cause, request_id=request_id)

@@ -7,7 +7,7 @@ import jiter
 from starlette.requests import Request
 
 from todo_api.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
-from todo_api.http.envelope import Fields
+from todo_api.request_context import HeaderFields, RequestContext
 
 MAXIMUM_BYTES = 131_072
 
@@ -18,11 +18,11 @@ async def read_object(request: Request) -> dict[str, Any] | None:
     RFC 8259, strictly: UTF-8 without a byte-order mark, no duplicate members, no NaN, no lone
     surrogates. Raises `BodyTooLarge`, `UnsupportedMediaType` or `BadRequest`.
     """
-    fields: Fields = request.scope["fields"]
-    body = await _read(request, fields.get(b"content-length", [b"0"])[0])
+    headers = RequestContext.of(request.scope).headers
+    body = await _read(request, headers.get(b"content-length", [b"0"])[0])
     if not body:
         return None
-    _check_media_type(fields)
+    _check_media_type(headers)
     return _parse(body)
 
 
@@ -42,13 +42,13 @@ async def _read(request: Request, announced: bytes) -> bytes:
             return body
 
 
-def _check_media_type(fields: Fields) -> None:
-    types = fields.get(b"content-type", [])
+def _check_media_type(headers: HeaderFields) -> None:
+    types = headers.get(b"content-type", [])
     if len(types) > 1:
         raise BadRequest("Send one Content-Type header")
     if not types or types[0].partition(b";")[0].strip().lower() != b"application/json":
         raise UnsupportedMediaType
-    if any(coding.lower() != b"identity" for coding in fields.get(b"content-encoding", ())):
+    if any(coding.lower() != b"identity" for coding in headers.get(b"content-encoding", ())):
         raise UnsupportedMediaType("Content-Encoding is not supported: send plain JSON")
 
 

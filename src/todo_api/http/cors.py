@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from todo_api.errors import BadRequest
 from todo_api.http.answers import error_answer
+from todo_api.request_context import RequestContext
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", "Idempotency-Key", "If-Match")
@@ -39,8 +40,8 @@ class CORS(CORSMiddleware):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the request; one without an origin is no business of CORS."""
-        if b"origin" in scope["fields"]:
+        """Serve the request. CORS concerns only requests with an origin."""
+        if b"origin" in RequestContext.of(scope).headers:
             await super().__call__(scope, receive, send)
         else:
             await self.app(scope, receive, send)

@@ -11,6 +11,7 @@ from typing import cast
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from todo_api.errors import Overloaded, RequestTimeout
+from todo_api.request_context import RequestContext
 from todo_api.turns import Turns
 
 WAITING = 20
@@ -84,7 +85,7 @@ class Limits:
             task.cancel()
 
         place = _Place(self._turns)
-        scope["step_aside"] = place.step_aside
+        RequestContext.of(scope).await_body = place.step_aside
         deadline = asyncio.get_running_loop().call_later(self._seconds, expire)
         try:
             await place.take()

@@ -22,7 +22,8 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from todo_api.errors import StartupError
-from todo_api.http.observation import Observation
+from todo_api.http.observation import NO_ROUTE, reported_status
+from todo_api.request_context import RequestContext
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds. Most requests take one or two milliseconds."""
@@ -65,12 +66,13 @@ class Metrics:
             for name, text in _GAUGES.items()
         }
 
-    def observe(self, seen: Observation) -> None:
+    def observe(self, context: RequestContext, seconds: float) -> None:
         """Count a request."""
-        method = seen.method if seen.method in METHODS else "other"
-        self._requests.labels(method, seen.route, seen.status).observe(seen.seconds)
-        if seen.error is not None:
-            self._refusals.labels(seen.error).inc()
+        method = context.method if context.method in METHODS else "other"
+        labels = method, context.route or NO_ROUTE, reported_status(context)
+        self._requests.labels(*labels).observe(seconds)
+        if context.error is not None:
+            self._refusals.labels(context.error).inc()
 
     def waited(self, seconds: float) -> None:
         """Count a wait for a connection."""

@@ -1,40 +1,25 @@
-"""What is told of each request: one line of the log, and the metrics. Never a token or a text."""
+"""Observers of requests: the access log and the metrics. They never see a token or a text."""
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from todo_api.request_context import RequestContext
+
 log = structlog.get_logger()
 
 NO_ROUTE = "none"
-"""Where no route was served: an unknown path, or another verb. The path itself may say anything."""
+"""Reported for an unknown path or method. The path itself may contain anything."""
 
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """A request that has been answered."""
-
-    request_id: str
-    method: str
-    route: str
-    """The route's template, such as `/api/tasks/{id}`."""
-    status: int
-    """0 where the client left before there was an answer."""
-    seconds: float
-    user: str | None
-    error: str | None
-    """The class of the error, see `todo_api.errors`."""
-
-
-Observer = Callable[[Observation], None]
+Observer = Callable[[RequestContext, float], None]
+"""Called after each request, with the seconds that it took."""
 
 
 class Observed:
-    """Tells the observers of each request when it is over."""
+    """Calls the observers after each request."""
 
     def __init__(self, app: ASGIApp, observers: list[Observer]) -> None:
         self._app = app
@@ -47,35 +32,30 @@ class Observed:
             await self._app(scope, receive, send)
         finally:
             seconds = time.perf_counter() - started
-            route = scope.get("route")
-            sent = scope.get("sent", scope)  # of HEAD, what the client asked for
-            seen = Observation(
-                scope["request_id"],
-                sent["method"],
-                NO_ROUTE if route is None else route.path,
-                0 if sent.get("client_left") else scope.get("status", 0),
-                seconds,
-                scope.get("user"),
-                scope.get("error"),
-            )
+            context = RequestContext.of(scope)
             for observe in self._observers:
-                observe(seen)
+                observe(context, seconds)
+
+
+def reported_status(context: RequestContext) -> int:
+    """Return the status of the response, or 0 if the client left before it started."""
+    return 0 if context.client_left else context.status
 
 
 def access_log(key: bytes) -> Observer:
-    """Write one line a request. The user is a hash under `key`, so that the line names nobody."""
+    """Write one line per request. The user is a hash under `key`, so the line names nobody."""
 
-    def observe(seen: Observation) -> None:
-        user = seen.user and blake2b(seen.user.encode(), digest_size=8, key=key).hexdigest()
+    def observe(context: RequestContext, seconds: float) -> None:
+        user = context.user and blake2b(context.user.encode(), digest_size=8, key=key).hexdigest()
         log.info(
             "request",
-            request_id=seen.request_id,
-            method=seen.method,
-            route=seen.route,
-            status=seen.status,
-            ms=round(seen.seconds * 1000, 3),
+            request_id=context.request_id,
+            method=context.method,
+            route=context.route or NO_ROUTE,
+            status=reported_status(context),
+            ms=round(seconds * 1000, 3),
             user=user,
-            error=seen.error,
+            error=context.error,
         )
 
     return observe

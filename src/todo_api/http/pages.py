@@ -9,17 +9,16 @@ from importlib.util import find_spec
 from mimetypes import guess_type
 from pathlib import Path
 from re import DOTALL, search
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.types import Receive, Scope, Send
 
 from todo_api.errors import ServiceUnavailable
 from todo_api.http.answers import Error, json_answer
+from todo_api.http.routing import ServiceRoute
 
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 """Swagger UI's files, as the package fastapi-offline carries them."""
@@ -31,69 +30,58 @@ class Health(BaseModel):
     status: str
 
 
-class PublicRoute(APIRoute):
-    """A documented route that anybody may ask; its endpoint gets the request alone."""
-
-    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
-        super().__init__(
-            path,
-            endpoint,
-            operation_id=endpoint.__name__,
-            response_model=Health,
-            responses={503: {"model": Error}} if path == "/readyz" else None,
-            tags=["health"],
-        )
-        self.app = self._serve
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response: Response = await self.endpoint(Request(scope, receive))
-        await response(scope, receive, send)
-
-
-def health_routes(not_ready: Callable[[], Awaitable[str | None]]) -> list[PublicRoute]:
+def health_router(not_ready: Callable[[], Awaitable[str | None]]) -> APIRouter:
     """Return `/health`, `/livez` and `/readyz`; `not_ready` says why not, or None."""
+    router = APIRouter(route_class=ServiceRoute, tags=["health"])
 
-    async def health(_: Request) -> Response:
+    @router.get("/health", operation_id="health", response_model=Health)
+    async def health() -> Response:
         """Say that the service runs."""
         return json_answer(b'{"status": "healthy"}')
 
-    async def livez(_: Request) -> Response:
-        """Say that the process lives; it needs nothing else."""
+    @router.get("/livez", operation_id="livez", response_model=Health)
+    async def livez() -> Response:
+        """Say that the process lives. Nothing else has to work for that."""
         return json_answer(b'{"status": "ok"}')
 
-    async def readyz(_: Request) -> Response:
-        """Say whether requests can be served, or why not."""
+    unready: dict[int | str, dict[str, Any]] = {503: {"model": Error}}
+
+    @router.get("/readyz", operation_id="readyz", response_model=Health, responses=unready)
+    async def readyz() -> Response:
+        """Say whether the service can serve requests, or why not."""
         if problem := await not_ready():
             raise ServiceUnavailable(problem)
         return json_answer(b'{"status": "ready"}')
 
-    return [PublicRoute(f"/{each.__name__}", each) for each in (health, livez, readyz)]
+    return router
 
 
-def add_documents(app: FastAPI) -> None:
-    """Add `/openapi.json` and `/docs`, which loads nothing from another host."""
+def document_router(app: FastAPI) -> APIRouter:
+    """Return `/openapi.json` and `/docs`, which loads nothing from another host."""
+    router = APIRouter(route_class=ServiceRoute, include_in_schema=False)
     page, policy = _documentation_page(app.title)
 
-    @cache  # made when it is first asked for: a start need not wait for it
+    @cache  # made for the first request, so that a start does not wait for it
     def document() -> bytes:
         return json.dumps(app.openapi()).encode()
 
-    async def openapi(_: Request) -> Response:
+    @router.get("/openapi.json")
+    async def openapi() -> Response:
         return json_answer(document())
 
-    async def docs(_: Request) -> Response:
+    @router.get("/docs")
+    async def docs() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
-    app.add_route("/openapi.json", openapi, include_in_schema=False)
-    app.add_route("/docs", docs, include_in_schema=False)
     for file in ASSETS:
-        app.add_route(f"/docs/{file}", _asset(_folder() / file), include_in_schema=False)
+        router.get(f"/docs/{file}")(_asset(_folder() / file))
+    return router
 
 
-def _asset(path: Path) -> Callable[[Request], Awaitable[Response]]:
+def _asset(path: Path) -> Callable[[], Awaitable[Response]]:
     content, media_type = path.read_bytes(), guess_type(path.name)[0]
 
-    async def asset(_: Request) -> Response:
+    async def asset() -> Response:
         return Response(content, media_type=media_type)
 
     return asset

@@ -8,13 +8,13 @@ before its body had been read.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from todo_api.errors import ApiError, BadRequest, HeaderFieldsTooLarge
+from todo_api.request_context import RequestContext
 
 HEAD_BYTES = 65_536
 HEAD_FIELDS = 256
@@ -51,7 +52,10 @@ class _Exchange(RequestResponseCycle):
     """
 
     _head = b""
-    _dawdled = False
+    _has_awaited = False
+    """Whether the application has waited for a part of the body."""
+    _body_ended = False
+    """Whether the application has the whole body."""
 
     async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]  # the same, untyped
         """Serve the request. A response that broke off must not be taken for a whole one."""
@@ -73,7 +77,7 @@ class _Exchange(RequestResponseCycle):
         if self.flow.write_paused and not self.disconnected:
             await self._until_read()
         if self.disconnected:
-            self.scope["client_left"] = not self.response_started  # type: ignore[typeddict-unknown-key]
+            self.context.client_left = not self.response_started
             if message.get("more_body"):
                 raise ConnectionResetError
         elif message["type"] == "http.response.start":
@@ -82,13 +86,29 @@ class _Exchange(RequestResponseCycle):
             self._write(message.get("body", b""), more_body=message.get("more_body", False))
 
     async def receive(self) -> Message:  # type: ignore[override]  # the same, untyped
-        """Return what there is of the body; read on only for what is missing of it."""
-        if self.more_body or self._dawdled or self.disconnected or self.response_complete:
-            self._dawdled = True
-            step_aside = cast("dict[str, Any]", self.scope).get("step_aside", _stay)
-            return await step_aside(super().receive())  # type: ignore[no-any-return]  # a scope is untyped
-        body, self.body = bytes(self.body), bytearray()
-        return {"type": "http.request", "body": body, "more_body": False}
+        """Return what has arrived of the body, then wait: for the rest of it, or for the end."""
+        if self._body_ended:
+            return await self._until_disconnect()
+        if self.more_body or self._has_awaited or self.disconnected or self.response_complete:
+            self._has_awaited = True
+            message = await self.context.await_body(super().receive())  # type: ignore[arg-type]  # the same, untyped
+        else:
+            body, self.body = bytes(self.body), bytearray()
+            message = {"type": "http.request", "body": body, "more_body": False}
+        self._body_ended = not message.get("more_body", False)
+        return message
+
+    async def _until_disconnect(self) -> Message:
+        """Wait for the client to leave, or for the response to be complete (ASGI 2.3)."""
+        while not (self.disconnected or self.response_complete):
+            self.message_event.clear()
+            await self.message_event.wait()
+        return {"type": "http.disconnect"}
+
+    @property
+    def context(self) -> RequestContext:
+        """What is known of the request."""
+        return RequestContext.of(cast("Scope", self.scope))
 
     async def _until_read(self) -> None:
         """Wait for the client to read; cut off one that does not."""
@@ -129,10 +149,6 @@ class _Exchange(RequestResponseCycle):
             self.response_complete = True
             self.message_event.set()
             self.on_response(self)
-
-
-async def _stay(message: Awaitable[Message]) -> Message:
-    return await message
 
 
 class _Refused(Exception):
@@ -361,8 +377,8 @@ class StrictProtocol(HttpToolsProtocol):
         self.headers.extend(headers)
         self.scope["method"] = "-"
         self.scope["path"], self.scope["raw_path"], self.scope["query_string"] = "", b"", b""
-        self.scope["refused"] = self._refusal  # type: ignore[typeddict-unknown-key]  # ours
         exchange = self.cycle = self._exchange()
+        exchange.context.refusal = self._refusal
         exchange.keep_alive = False
         self._unanswered.append(exchange)
         return exchange

@@ -1,5 +1,6 @@
 """The tables. Alembic compares the database with these; every statement is built from them."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import (
@@ -15,19 +16,19 @@ from sqlalchemy import (
 from sqlalchemy import text as sql
 from sqlmodel import Field, SQLModel
 
-TITLE_LENGTH = 255
-DESCRIPTION_LENGTH = 5000
+from todo_api.tasks.fields import DESCRIPTION_LENGTH, PRIORITIES, STATUSES, TITLE_LENGTH
+
+
+def _one_of(column: str, values: Sequence[str]) -> str:
+    """Return a condition for a CHECK."""
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
 EMAIL_LENGTH = 320
 """RFC 3696, erratum 1690: 64 for the local part, 255 for the domain, and the @."""
 
-WRITABLE = ("title", "description", "status", "priority", "due_date")
-"""The columns that a client can set, in the order of the contract."""
-
 TOMBSTONE_DAYS = 30
 """How long a deletion is remembered."""
-
-STATUSES = ("incomplete", "complete")
-PRIORITIES = ("low", "medium", "high")
 
 
 class User(SQLModel, table=True):
@@ -114,8 +115,8 @@ class Task(SQLModel, table=True):
         CheckConstraint(
             f"char_length(description) <= {DESCRIPTION_LENGTH}", name="tasks_description"
         ),
-        CheckConstraint("status IN ('incomplete', 'complete')", name="tasks_status"),
-        CheckConstraint("priority IN ('low', 'medium', 'high')", name="tasks_priority"),
+        CheckConstraint(_one_of("status", STATUSES), name="tasks_status"),
+        CheckConstraint(_one_of("priority", PRIORITIES), name="tasks_priority"),
         # The default order. No column that changes is in an index, so every update is HOT.
         Index("tasks_by_creation", "user_id", "created_at", "id"),
     )

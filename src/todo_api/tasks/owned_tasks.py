@@ -10,6 +10,7 @@ from todo_api.database.database import Database, Rest
 from todo_api.database.statement import Rows, Statement
 from todo_api.errors import AccountErased, TaskNotFound
 from todo_api.tasks import statements
+from todo_api.tasks.fields import DEFAULTS
 from todo_api.tasks.model import EMAIL_LENGTH
 from todo_api.tasks.schemas import TaskQuery
 
@@ -23,14 +24,6 @@ _STATUSES: Mapping[str, statements.Status | None] = {
     "complete": "complete",
     "completed": "complete",
 }
-_ABSENT: Mapping[str, object] = {
-    "description": None,
-    "status": "incomplete",
-    "priority": None,
-    "due_date": None,
-}
-
-
 MAXIMUM_OWNERS = 100_000
 
 
@@ -82,7 +75,7 @@ class OwnedTasks:
 
     async def add(self, values: Mapping[str, object]) -> bytes:
         """Store a new task, and with the first one its owner; return the task."""
-        new = statements.bind_new({**_ABSENT, **values}.items())
+        new = statements.bind_new({**DEFAULTS, **values}.items())
         rows: Rows = []
         is_known = self.owner.id in self._known_owners
         if is_known:

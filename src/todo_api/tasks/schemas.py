@@ -1,12 +1,10 @@
-"""What a client may send and what it gets.
+"""The bodies and parameters of requests, and the task of an answer, for pydantic and FastAPI.
 
-pydantic reads the bodies and FastAPI documents them from the same classes; the messages are the
-contract's, word for word.
+They follow from the table of fields. Every message of a wrong field is here or in that table.
 """
 
-import re
 import sys
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -14,136 +12,46 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    RootModel,
-    SkipValidation,
+    StrictBool,
     ValidationError,
     WithJsonSchema,
+    create_model,
 )
 
-from todo_api.errors import InvalidFields
-from todo_api.tasks.model import (
-    DESCRIPTION_LENGTH,
-    PRIORITIES,
-    STATUSES,
-    TITLE_LENGTH,
-    WRITABLE,
-)
+from todo_api.errors import BadRequest, InvalidFields
+from todo_api.tasks.fields import BODY_FIELDS, BY_NAME, FIELDS, STATUSES, WRITABLE, invalid
 
-MAXIMUM_ID = 2**63 - 1
-FIELD_ORDER = (
-    "id",
-    "user_id",
-    "title",
-    "description",
-    "status",
-    "completed",
-    "priority",
-    "due_date",
-    "completed_at",
-    "created_at",
-    "updated_at",
-    "version",
-)
-"""The order of the contract: the first field that is wrong gives the `error`."""
+_CODES: Mapping[str, str] = {
+    "missing": "required",
+    "extra_forbidden": "unknown_field",
+    "string_type": "wrong_type",
+    "bool_type": "wrong_type",
+    "string_too_short": "blank",
+    "string_too_long": "too_long",
+    "literal_error": "invalid_value",
+}
+"""Our code for each type of error of pydantic. Other types are codes of ours already."""
 
-CHANGEABLE = {*WRITABLE, "completed"}
-"""The members of a body that change something."""
+_MESSAGES: Mapping[str, str] = {
+    "required": "{label} is required",
+    "blank": "{label} cannot be empty",
+    "too_long": "{label} must be {max_length} characters or less",
+    "wrong_type": "{label} must be a string{or_null}",
+    "invalid_text": "{label} must not contain the NUL character",
+    "unknown_field": "Unknown field: {label}",
+    "conflict": "{label} and completed disagree: send one of them",
+}
 
-INVALID_STATUS = "Invalid status value. Must be incomplete or complete"
-INVALID_PRIORITY = "Invalid priority value. Must be low, medium, high or null"
-INVALID_DUE_DATE = (
-    "Invalid due_date. Must be an RFC 3339 timestamp with an offset, or a date as YYYY-MM-DD"
-)
-NO_NUL = "must not contain the NUL character"
-
-_TIMESTAMP = re.compile(
-    r"\d{4}-\d{2}-\d{2}T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?"
-    r"(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
-    re.ASCII | re.IGNORECASE,
-)
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-
-
-def _documented(pattern: re.Pattern[str]) -> str:
-    """Return a pattern for JSON Schema, which has no flags."""
-    either_case = pattern.pattern.replace("T(", "[Tt](").replace("Z|", "[Zz]|")
-    return f"^{either_case}$"
-
-
-def _title(value: object, when_empty: str) -> str:
-    if value is None:
-        raise ValueError(when_empty)
-    if not isinstance(value, str):
-        raise ValueError("Title must be a string")  # noqa: TRY004  pydantic collects ValueErrors
-    title = value.strip()
-    if not title:
-        raise ValueError(when_empty)
-    if len(title) > TITLE_LENGTH:
-        raise ValueError(f"Title must be {TITLE_LENGTH} characters or less")
-    if "\0" in title:
-        raise ValueError(f"Title {NO_NUL}")
-    return title
-
-
-def _new_title(value: object) -> str:
-    return _title(value, "Title is required")
-
-
-def _changed_title(value: object) -> str:
-    return _title(value, "Title cannot be empty")
-
-
-def _description(value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ValueError("Description must be a string or null")  # noqa: TRY004
-    if len(value) > DESCRIPTION_LENGTH:
-        raise ValueError(f"Description must be {DESCRIPTION_LENGTH} characters or less")
-    if "\0" in value:
-        raise ValueError(f"Description {NO_NUL}")
-    return value
-
-
-def _status(value: object) -> str:
-    if not isinstance(value, str) or value not in STATUSES:
-        raise ValueError(INVALID_STATUS)
-    return value
-
-
-def _completed(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("completed must be true or false")  # noqa: TRY004
-    return value
-
-
-def _priority(value: object) -> str | None:
-    if value is not None and (not isinstance(value, str) or value not in PRIORITIES):
-        raise ValueError(INVALID_PRIORITY)
-    return value
-
-
-def _due_date(value: object) -> datetime | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ValueError(INVALID_DUE_DATE)  # noqa: TRY004
-    if _DATE.fullmatch(value):
-        value += "T00:00:00Z"
-    elif not _TIMESTAMP.fullmatch(value):
-        raise ValueError(INVALID_DUE_DATE)
-    try:
-        return datetime.fromisoformat(value.upper()).astimezone(UTC)
-    except (ValueError, OverflowError):  # no such day, or not in the years 1 to 9999 in UTC
-        raise ValueError(INVALID_DUE_DATE) from None
+SHOWN_NAME_LENGTH = 100
+"""How much of an unknown field's name a message shows."""
 
 
 def _ignored(value: object) -> object:
-    """Even what is ignored must mean the same to every parser (RFC 8259, sections 6 and 8)."""
+    """Refuse what parsers read differently (RFC 8259, sections 6 and 8), at any depth."""
     if isinstance(value, str) and "\0" in value:
-        raise ValueError(f"Text {NO_NUL}")
+        raise invalid("invalid_json")
     if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
-        raise ValueError("Number out of range")
+        raise invalid("invalid_json")
     if isinstance(value, dict | list):
         for member in value:
             _ignored(member)
@@ -152,87 +60,11 @@ def _ignored(value: object) -> object:
     return value
 
 
-_SPACE = r"\t-\r\x1C-\x20\x85\xA0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
-"""What `str.strip` removes, as a class of a regular expression in the dialect of JSON Schema."""
-
-_TITLE_SCHEMA = WithJsonSchema(
-    {
-        "type": "string",
-        "pattern": rf"^[{_SPACE}]*[^\x00{_SPACE}]"
-        rf"([^\x00]{{0,{TITLE_LENGTH - 2}}}[^\x00{_SPACE}])?[{_SPACE}]*$",
-        "description": f"Surrounding white space is trimmed; 1 to {TITLE_LENGTH} characters after.",
-        "examples": ["Buy groceries"],
-    }
-)
-NewTitle = Annotated[str, BeforeValidator(_new_title), _TITLE_SCHEMA]
-ChangedTitle = Annotated[str, BeforeValidator(_changed_title), _TITLE_SCHEMA]
-Description = Annotated[
-    str | None,
-    BeforeValidator(_description),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "maxLength": DESCRIPTION_LENGTH, "pattern": r"^[^\u0000]*$"},
-                {"type": "null"},
-            ]
-        }
-    ),
-]
-StatusValue = Annotated[Literal["incomplete", "complete"], BeforeValidator(_status)]
-Completed = Annotated[
-    bool, BeforeValidator(_completed), Field(description="Another spelling of `status`.")
-]
-Priority = Annotated[Literal["low", "medium", "high"] | None, BeforeValidator(_priority)]
-DueDate = Annotated[
-    datetime | None,
-    BeforeValidator(_due_date),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "format": "date-time", "pattern": _documented(_TIMESTAMP)},
-                {"type": "string", "format": "date", "pattern": _documented(_DATE)},
-                {"type": "null"},
-            ],
-            "description": "A timestamp with its offset, or a date: midnight UTC.",
-        }
-    ),
-]
-_TEXT = {"type": "string", "pattern": r"^[^\x00]*$"}
-_NUMBER = {"type": "number", "minimum": -sys.float_info.max, "maximum": sys.float_info.max}
-
-
-def _without_nul(schema: dict[str, Any]) -> None:
-    """Document the names of members, too."""
-    for each in schema["anyOf"]:
-        if each.get("type") == "object":
-            each["propertyNames"] = _TEXT
-
-
-class Json(
-    RootModel[
-        Annotated[float, WithJsonSchema(_NUMBER)]
-        | Annotated[str, WithJsonSchema(_TEXT)]
-        | bool
-        | list["Json"]
-        | dict[str, "Json"]
-        | None
-    ]
-):
-    """Any value that means the same to every parser."""
-
-    model_config = ConfigDict(json_schema_extra=_without_nul)
-
-
-Ignored = Annotated[
-    Json,
-    SkipValidation,
-    BeforeValidator(_ignored),
-    Field(default=None, description="Set by the server; ignored here."),
-]
+_Ignored = Annotated[Any, BeforeValidator(_ignored), WithJsonSchema({})]
 
 
 def _without_defaults(schema: dict[str, Any]) -> None:
-    """Document no default for what is simply left out."""
+    """Document no default for a member that is simply left out."""
     for member in schema["properties"].values():
         member.pop("default", None)
 
@@ -243,11 +75,11 @@ _IN_AGREEMENT = {
         for status, completed in (("incomplete", False), ("complete", True))
     ]
 }
-_SOMETHING_TO_CHANGE = {"anyOf": [{"required": [name]} for name in (*WRITABLE, "completed")]}
+_SOMETHING_TO_CHANGE = {"anyOf": [{"required": [field.name]} for field in BODY_FIELDS]}
 
 
 def _document_task(schema: dict[str, Any]) -> None:
-    """Say what no single member can: which of them go together."""
+    """Say which members go together."""
     _without_defaults(schema)
     schema["allOf"] = [_IN_AGREEMENT]
     schema["examples"] = [{"title": "Pay rent", "priority": "high", "due_date": "2026-12-01"}]
@@ -258,45 +90,44 @@ def _document_change(schema: dict[str, Any]) -> None:
     schema["allOf"].append(_SOMETHING_TO_CHANGE)
 
 
+def _members(*, required: str | None) -> dict[str, Any]:
+    """Return the members of a body, for pydantic's `create_model`."""
+    members: dict[str, Any] = {}
+    for field in FIELDS:
+        if field.body is None:
+            ignored = Field(default=None, description="Set by the service; ignored here.")
+            members[field.name] = (_Ignored, ignored)
+        else:
+            default = ... if field.name == required else field.default
+            members[field.name] = (
+                field.body,
+                Field(default=default, description=field.description),
+            )
+    return members
+
+
 class TaskInput(BaseModel):
     """What a body may say of a task."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_document_task)
 
-    id: Ignored
-    user_id: Ignored
-    completed_at: Ignored
-    created_at: Ignored
-    updated_at: Ignored
-    version: Ignored
-    title: str
-    description: Description = None
-    status: StatusValue = "incomplete"
-    completed: Completed = False
-    priority: Priority = None
-    due_date: DueDate = None
-
     def values(self) -> dict[str, object]:
         """Return the columns that were given, `completed` as the `status` it spells."""
-        given = self.model_fields_set
-        values = {name: getattr(self, name) for name in WRITABLE if name in given}
+        given = self.model_dump(exclude_unset=True)
+        values = {name: given[name] for name in WRITABLE if name in given}
         if "completed" in given:
-            values["status"] = "complete" if self.completed else "incomplete"
+            values["status"] = "complete" if given["completed"] else "incomplete"
         return values
 
 
-class NewTask(TaskInput):
+class NewTask(create_model("NewTask", __base__=TaskInput, **_members(required="title"))):  # type: ignore[misc]  # made from the table
     """The body of a POST."""
 
-    title: NewTitle
 
-
-class TaskChange(TaskInput):
+class TaskChange(create_model("TaskChange", __base__=TaskInput, **_members(required=None))):  # type: ignore[misc]  # made from the table
     """The body of a PUT: the fields to change."""
 
     model_config = ConfigDict(json_schema_extra=_document_change)
-
-    title: ChangedTitle = ""
 
 
 class Completion(BaseModel):
@@ -304,7 +135,7 @@ class Completion(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_without_defaults)
 
-    completed: Completed = False
+    completed: StrictBool = Field(default=False, description=BY_NAME["completed"].description)
 
 
 class TaskQuery(BaseModel):
@@ -323,47 +154,41 @@ class TaskQuery(BaseModel):
     )
 
 
-class Task(BaseModel):
-    """A task, as every answer shows it."""
-
+class _Answer(BaseModel):
     model_config = ConfigDict(
         extra="forbid", json_schema_serialization_defaults_required=True, frozen=True
     )
 
-    id: int = Field(ge=1, le=MAXIMUM_ID)
-    user_id: str
-    title: str
-    description: str | None
-    status: Literal["incomplete", "complete"]
-    completed: bool
-    priority: Literal["low", "medium", "high"] | None
-    due_date: datetime | None
-    completed_at: datetime | None = Field(description="When `status` last became complete.")
-    created_at: datetime
-    updated_at: datetime
-    version: int = Field(
-        ge=1,
-        description="Changes with every write that changes something; the later of two is higher.",
+
+class Task(
+    create_model(  # type: ignore[misc]  # made from the table
+        "Task",
+        __base__=_Answer,
+        **{field.name: (field.answer, Field(description=field.description)) for field in FIELDS},
     )
+):
+    """A task, as every answer shows it."""
 
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
 def read(model: type[Body], body: dict[str, Any]) -> Body:
-    """Validate a body. Raises `InvalidFields` with all that is wrong with its fields at once."""
+    """Validate a body. Raises `InvalidFields` with every wrong field, or `BadRequest`."""
     wrong: dict[str, str] = {}
     validated = None
     try:
         validated = model.model_validate(body)
     except ValidationError as error:
-        for each in error.errors(include_url=False, include_input=False):
+        for each in error.errors(include_url=False):
             name = str(each["loc"][0])
-            wrong[name] = _message(name, each)
+            wrong[name] = _message(model, name, each)
     if "status" not in wrong and _disagree(body.get("status"), body.get("completed")):
-        wrong["status"] = "status and completed disagree: send one of them"
+        wrong["status"] = _MESSAGES["conflict"].format(label="status")
     if wrong or validated is None:
-        raise InvalidFields(dict(sorted(wrong.items(), key=lambda item: _position(item[0]))))
+        order = list(BY_NAME)
+        position = {name: order.index(name) if name in BY_NAME else len(order) for name in wrong}
+        raise InvalidFields(dict(sorted(wrong.items(), key=lambda item: position[item[0]])))
     return validated
 
 
@@ -375,13 +200,21 @@ def _disagree(status: object, completed: object) -> bool:
     )
 
 
-def _message(name: str, error: Any) -> str:
-    if error["type"] == "missing":
-        return "Title is required"
-    if error["type"] == "extra_forbidden":
-        return f"Unknown field: {name[:100]}"
-    return str(error["ctx"]["error"])
-
-
-def _position(name: str) -> int:
-    return FIELD_ORDER.index(name) if name in FIELD_ORDER else len(FIELD_ORDER)
+def _message(model: type[BaseModel], name: str, error: Any) -> str:
+    """Return the message for what pydantic found wrong with one member."""
+    code = _CODES.get(error["type"], error["type"])
+    if code == "invalid_json":
+        raise BadRequest("Body is not valid JSON: text with NUL, or a number out of range")
+    field = BY_NAME.get(name)
+    if field is None or code == "unknown_field":
+        return _MESSAGES["unknown_field"].format(label=name[:SHOWN_NAME_LENGTH])
+    is_required = name in model.model_fields and model.model_fields[name].is_required()
+    if name == "title" and (code == "blank" or error["input"] is None):
+        code = "required" if is_required else "blank"
+    if field.must_be:
+        return field.must_be
+    return _MESSAGES[code].format(
+        label=field.label,
+        max_length=error.get("ctx", {}).get("max_length"),
+        or_null="" if field.name == "title" else " or null",
+    )

@@ -29,7 +29,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import case, col, delete, func, select, update
 
 from todo_api.database.statement import Statement
-from todo_api.tasks.model import TOMBSTONE_DAYS, WRITABLE, Erasure, Task, Tombstone, User
+from todo_api.tasks.fields import FIELDS, PRIORITIES, WRITABLE
+from todo_api.tasks.model import TOMBSTONE_DAYS, Erasure, Task, Tombstone, User
 
 Status = Literal["incomplete", "complete"]
 Sort = Literal["created", "updated", "title", "due_date", "priority"]
@@ -44,10 +45,6 @@ _ISSUED_AT = func.to_timestamp(bindparam("issued_at", type_=Float()))
 _NOW: Any = bindparam("now", type_=BigInteger())
 """The program's clock, in milliseconds since 1970."""
 _TASK_ID = bindparam("task_id", type_=BigInteger())
-_NEW: dict[str, Any] = {
-    name: bindparam(f"new_{name}", type_=DateTime(timezone=True) if name == "due_date" else Text())
-    for name in WRITABLE
-}
 _ITS_OWN = col(Task.user_id) == _OWNER
 _COMPLETE: ColumnElement[str] = literal_column("'complete'")
 _INCOMPLETE: ColumnElement[str] = literal_column("'incomplete'")
@@ -84,25 +81,22 @@ def _utc(timestamp: Any) -> Any:
     return func.to_char(func.timezone(_UTC, timestamp), form).label(timestamp.key)
 
 
-def _shown(task: Any) -> tuple[Any, ...]:
-    """Return the columns of an answer, in the order of the contract."""
-    return (
-        task.id,
-        task.user_id,
-        task.title,
-        task.description,
-        task.status,
-        (task.status == _COMPLETE).label("completed"),
-        task.priority,
-        _utc(task.due_date),
-        _utc(task.completed_at),
-        _utc(task.created_at),
-        _utc(task.updated_at),
-        task.version,
-    )
+def _shown(task: Any) -> list[Any]:
+    """Return the columns of an answer."""
+    return [_shown_field(task, field.name) for field in FIELDS]
+
+
+def _shown_field(task: Any, name: str) -> Any:
+    if name == "completed":
+        return (task.status == _COMPLETE).label(name)
+    column = task[name]
+    return _utc(column) if isinstance(column.type, DateTime) else column
 
 
 _TASK: Any = Task.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
+_NEW: dict[str, Any] = {
+    name: bindparam(f"new_{name}", type_=_TASK.c[name].type) for name in WRITABLE
+}
 
 _SORT_KEYS: dict[Sort, tuple[Any, Order]] = {
     "created": (col(Task.created_at), "desc"),
@@ -110,7 +104,7 @@ _SORT_KEYS: dict[Sort, tuple[Any, Order]] = {
     "title": (func.lower(col(Task.title)), "asc"),
     "due_date": (col(Task.due_date), "asc"),
     "priority": (
-        func.array_position(literal_column("ARRAY['low', 'medium', 'high']"), col(Task.priority)),
+        func.array_position(literal_column(f"ARRAY{list(PRIORITIES)}"), col(Task.priority)),
         "desc",
     ),
 }
