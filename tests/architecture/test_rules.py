@@ -19,10 +19,10 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "settings": {"errors"},
-    "turns": {"errors"},
-    "database": {"turns", "settings", "errors"},
+    "limiter": {"errors"},
+    "database": {"limiter", "settings", "errors"},
     "auth": {"database", "settings", "errors"},
-    "http": {"auth", "turns", "settings", "errors"},
+    "http": {"auth", "limiter", "settings", "errors"},
     "tasks": {"http", "auth", "database", "settings", "errors"},
     "app": {"tasks", "http", "auth", "database", "settings", "errors"},
     "development": {"auth", "settings", "errors"},

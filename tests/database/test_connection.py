@@ -134,7 +134,7 @@ async def test_statement_timeout_is_said_by_the_server(database: Database) -> No
 async def test_no_free_connection_in_time_is_busy(database_url: str) -> None:
     async with opened(database_url, pool_size=2, pool_timeout=0.05) as database:
         slow = [asyncio.create_task(database.run("alice", SLEEP, {"seconds": 1})) for _ in range(2)]
-        await until(lambda: len(database.pool._open) == 2 and database.pool._turns.taken == 2)
+        await until(lambda: len(database.pool._open) == 2 and database.pool._limiter.in_use == 2)
         with pytest.raises(DatabaseBusy):
             await echo(database)
         await asyncio.gather(*slow)
@@ -154,7 +154,7 @@ async def test_cancelled_request_keeps_its_connection_until_the_server_is_done(
         (row,) = await database.run("alice", WHO, {})
         assert row == b'{"role" : "todo_member", "owner" : "alice"}'
     await until(lambda: len(database.pool._idle) == len(database.pool._open))
-    assert database.pool._turns.taken == 0
+    assert database.pool._limiter.in_use == 0
 
 
 async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
@@ -162,7 +162,7 @@ async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
 ) -> None:
     async with opened(database_url, pool_size=1) as database:
         busy = asyncio.create_task(database.run("alice", SLEEP, {"seconds": 0.2}))
-        await until(lambda: database.pool._turns.taken == 1)
+        await until(lambda: database.pool._limiter.in_use == 1)
         waiting = asyncio.create_task(echo(database))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -174,7 +174,7 @@ async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
         connecting.cancel()
         await asyncio.gather(waiting, connecting, return_exceptions=True)
         assert await echo(database) == b"hello"
-        assert database.pool._turns.taken == 0
+        assert database.pool._limiter.in_use == 0
 
 
 async def test_connection_made_while_the_pool_closes_is_not_left_open(database_url: str) -> None:
@@ -183,18 +183,18 @@ async def test_connection_made_while_the_pool_closes_is_not_left_open(database_u
             connection.close()
         connecting = asyncio.create_task(echo(database))
         await asyncio.sleep(0)
-        assert database.pool._turns.taken == 1
+        assert database.pool._limiter.in_use == 1
         database.close()
         with pytest.raises(ShuttingDown):
             await connecting
         assert not database.pool._open
-        assert database.pool._turns.taken == 0
+        assert database.pool._limiter.in_use == 0
 
 
 async def taken_from(database: Database) -> Connection:
-    """Take a connection out of the pool. It goes back by `hand_on`."""
-    assert database.pool._turns.take_free()
-    return database.pool._used_last() or await database.pool._connect_in_place()
+    """Take a connection out of the pool. It goes back by `_release`."""
+    assert database.pool._limiter.try_acquire()
+    return database.pool._pop_idle() or await database.pool._connect()
 
 
 async def test_free_connection_goes_to_whoever_waits_longest(database_url: str) -> None:
@@ -208,10 +208,10 @@ async def test_free_connection_goes_to_whoever_waits_longest(database_url: str) 
         tasks = [asyncio.create_task(ask(str(number))) for number in range(6)]
         await until(lambda: database.pool.levels()["pool_waiting"] == 6)
         tasks[3].cancel()
-        database.pool._turns.hand_on(connection)
+        database.pool._release(connection)
         await asyncio.gather(*tasks, return_exceptions=True)
         assert order == ["0", "1", "2", "4", "5"]
-        assert (len(database.pool._open), database.pool._turns.taken) == (1, 0)
+        assert (len(database.pool._open), database.pool._limiter.in_use) == (1, 0)
 
 
 async def test_free_connection_is_at_work_before_the_loop_comes_to_whoever_waits(
@@ -221,7 +221,7 @@ async def test_free_connection_is_at_work_before_the_loop_comes_to_whoever_waits
         connection = await taken_from(database)
         waiting = asyncio.create_task(echo(database))
         await until(lambda: database.pool.levels()["pool_waiting"] == 1)
-        database.pool._turns.hand_on(connection)
+        database.pool._release(connection)
         assert connection.busy
         assert await waiting == b"hello"
 
@@ -236,7 +236,9 @@ async def test_cancelled_at_the_moment_of_its_turn_passes_it_on(
     await until(lambda: database.pool.levels()["pool_waiting"] == 2)
     if lost == "before":
         first.close()
-    database.pool._turns.hand_on(None if lost == "before" else first)
+        database.pool._limiter.release()
+    else:
+        database.pool._release(first)
     waiting[0].cancel()
     if lost == "after":
         first.close()
@@ -248,11 +250,11 @@ async def test_cancelled_at_the_moment_of_its_turn_passes_it_on(
     alone = asyncio.create_task(echo(database))
     await until(lambda: database.pool.levels()["pool_waiting"] == 1)
     for connection in (second, third):
-        database.pool._turns.hand_on(connection)
+        database.pool._release(connection)
     alone.cancel()
     with pytest.raises(asyncio.CancelledError):
         await alone
-    await until(lambda: database.pool._turns.taken == 0)
+    await until(lambda: database.pool._limiter.in_use == 0)
     assert {connection for connection, _ in database.pool._idle} == {second, third}
     assert await echo(database) == b"hello"
 
@@ -346,7 +348,7 @@ async def test_frozen_server_is_given_up_in_time(database_url: str, short_folder
             await asyncio.wait_for(echo(database), 5)
         wire.frozen = False
         assert await echo(database) == b"hello"
-        assert database.pool._turns.taken == 0
+        assert database.pool._limiter.in_use == 0
 
 
 async def test_unreachable_server_is_said_after_a_bounded_retry(
@@ -384,7 +386,7 @@ async def test_long_idle_connections_are_closed_and_leave_no_doubt(
 ) -> None:
     await asyncio.gather(*(echo(database) for _ in range(5)))
     monkeypatch.setattr(pool, "IDLE_LIMIT", 0.0)
-    database.pool.open()
+    database.pool._sweep()
     assert (database.pool._open, database.pool._idle) == (set(), [])
     assert await database.why_not_ready() is None
     assert not database.pool._open
@@ -567,7 +569,7 @@ async def test_long_answer_that_nobody_asks_for_loses_its_connection(
         await anext(rest)
     rest.close()
     assert await echo(database) == b"hello"
-    assert database.pool._turns.taken == 0
+    assert database.pool._limiter.in_use == 0
 
 
 async def test_long_answer_given_up_frees_its_slot(database: Database) -> None:
@@ -580,7 +582,7 @@ async def test_long_answer_given_up_frees_its_slot(database: Database) -> None:
     asking = asyncio.ensure_future(database.read("5000", MANY))
     await until(lambda: any(each.busy for each in database.pool._open))
     asking.cancel()
-    await until(lambda: database.pool._turns.taken == 0)
+    await until(lambda: database.pool._limiter.in_use == 0)
     assert await echo(database) == b"hello"
     assert database._reading_on == 0
 
@@ -590,7 +592,7 @@ async def test_full_pool_is_not_said_to_be_out_of_order(database_url: str) -> No
         connection = await taken_from(database)
         database._doubt()
         assert await database.why_not_ready() == "No connection to the database is free"
-        database.pool._turns.hand_on(connection)
+        database.pool._release(connection)
         assert await database.why_not_ready() is None
 
 

@@ -143,7 +143,7 @@ class Database:
             if not _may_repeat(failure, statement):
                 raise self._answer(failure) from failure
             if failure.sqlstate not in {"40001", "40P01"}:
-                self.pool.drop_idle()  # whatever ended that connection may have ended them all
+                self.pool.close_idle()  # whatever ended that connection may have ended them all
         try:
             return await self._attempt(commands)
         except QueryFailed as failure:
