@@ -11,7 +11,7 @@ import pytest
 from support import service as support
 from support.service import Service, running_service
 from todo_api.app import create_app
-from todo_api.database.connection import Answer
+from todo_api.database.connection import Result
 from todo_api.database.database import Database
 from todo_api.database.statement import Statement
 from todo_api.tasks import statements
@@ -164,7 +164,7 @@ async def test_row_security_holds_where_a_statement_forgets_the_owner(
     run = Database._run
     stripped = []
 
-    async def run_careless(self: Database, statement: Statement, *rest: Any) -> Answer:
+    async def run_careless(self: Database, statement: Statement, *rest: Any) -> Result:
         careless = without_owner_predicate(statement)
         stripped.append(careless.sql != statement.sql)
         return await run(self, careless, *rest)

@@ -527,7 +527,7 @@ MANY = Statement(
     b"SELECT repeat('x', 1000) || n FROM pg_sleep(0.02), generate_series(1, $1::int) AS n",
     ("owner",),
     writes=False,
-    many=True,
+    streamed=True,
 )
 """As many rows as the owner's name says."""
 
@@ -542,7 +542,7 @@ async def test_long_answer_comes_in_batches(
         database_url, row_security=row_security, prepared_statements=prepared_statements
     ) as database:
         for _ in range(2):
-            first, rest = await database.read(str(rows), MANY)
+            first, rest = await database.stream(str(rows), MANY)
             batches = [first]
             if rest is not None:
                 batches += [batch async for batch in rest]
@@ -552,7 +552,7 @@ async def test_long_answer_comes_in_batches(
             ]
             assert max(sum(map(len, batch)) for batch in batches) < BATCH_BYTES + 66_000
         assert (rest is not None) == (rows == 5_000)
-        assert database._reading_on == 0
+        assert database._streams == 0
         assert len(database.pool._open) == 1
 
 
@@ -560,7 +560,7 @@ async def test_long_answer_that_nobody_asks_for_loses_its_connection(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("todo_api.database.connection.PAUSE_SECONDS", 0.05)
-    _, rest = await database.read("5000", MANY)
+    _, rest = await database.stream("5000", MANY)
     assert rest is not None
     await until(lambda: not database.pool._open)
     assert await database.why_not_ready() is None
@@ -574,23 +574,23 @@ async def test_long_answer_that_nobody_asks_for_loses_its_connection(
 
 async def test_long_answer_given_up_frees_its_slot(database: Database) -> None:
     for _ in range(5):
-        _, rest = await database.read("5000", MANY)
+        _, rest = await database.stream("5000", MANY)
         assert rest is not None
         with pytest.raises(DatabaseBusy):
-            await database.read("5000", MANY)
+            await database.stream("5000", MANY)
         rest.close()
-    asking = asyncio.ensure_future(database.read("5000", MANY))
+    asking = asyncio.ensure_future(database.stream("5000", MANY))
     await until(lambda: any(each.busy for each in database.pool._open))
     asking.cancel()
     await until(lambda: database.pool._limiter.in_use == 0)
     assert await echo(database) == b"hello"
-    assert database._reading_on == 0
+    assert database._streams == 0
 
 
 async def test_full_pool_is_not_said_to_be_out_of_order(database_url: str) -> None:
     async with opened(database_url, pool_size=1, pool_timeout=0.05) as database:
         connection = await taken_from(database)
-        database._doubt()
+        database._invalidate_readiness()
         assert await database.why_not_ready() == "No connection to the database is free"
         database.pool._release(connection)
         assert await database.why_not_ready() is None
@@ -601,13 +601,13 @@ FAILING = Statement(
     b"SELECT repeat('x', 1000) || 1 / (3000 - n) FROM generate_series(1, 5000) AS n",
     (),
     writes=False,
-    many=True,
+    streamed=True,
 )
 
 
 async def test_long_answer_that_failed_leaves_its_connection_to_others(database: Database) -> None:
     """It is free once its error is here, before whoever reads has noticed."""
-    _, rest = await database.read("alice", FAILING)
+    _, rest = await database.stream("alice", FAILING)
     assert rest is not None
     (connection,) = database.pool._open
     with pytest.raises(InternalError):

@@ -13,7 +13,7 @@ import pytest
 from psycopg.raw_cursor import RawCursor
 
 from support.service import settings
-from todo_api.database import row_security
+from todo_api.database.preamble import Preamble
 from todo_api.database.statement import Statement, encode
 from todo_api.tasks import statements
 from todo_api.tasks.model import WRITABLE
@@ -199,7 +199,7 @@ class Explainer:
 
     def _become(self, statement: Statement, values: Mapping[str, object]) -> None:
         """Do what precedes a statement in its transaction."""
-        before = row_security.Preamble(settings()).before(statement)
+        before = Preamble(settings()).before(statement)
         assert before is not None
         for each in (before, *statement.first):
             self._execute(each, values)
@@ -288,7 +288,7 @@ def most_pages(statement: Statement, rows: int, owned: int) -> int:
         return 60 + 6 * owned
     if statement.writes:
         return 60
-    return 12 + (owned if statement.many else rows)
+    return 12 + (owned if statement.streamed else rows)
 
 
 def min_rows(statement: Statement, owner: str) -> int:
@@ -365,7 +365,7 @@ def test_erasure_finds_the_tasks_by_an_index(big: Explainer, planner: str) -> No
 def test_statement_is_not_planned_anew_for_each_request(big_url: str, statement: Statement) -> None:
     """PostgreSQL plans for the values at most five times, and then keeps the generic plan."""
     values = {**VALUES, "owner": SOME, "owner_hash": sha256(SOME.encode()).digest(), "task_id": 1}
-    before = row_security.Preamble(settings()).before(statement)
+    before = Preamble(settings()).before(statement)
     assert before is not None
     with psycopg.connect(big_url) as connection:
         RawCursor(connection).execute(before.sql, [SOME])
@@ -380,4 +380,4 @@ def test_statement_is_not_planned_anew_for_each_request(big_url: str, statement:
             "SELECT custom_plans, generic_plans FROM pg_prepared_statements WHERE name = 'planned'"
         ).fetchall()
         connection.rollback()
-    assert (custom, generic) == ((0, 8) if statement.many else (5, 3))
+    assert (custom, generic) == ((0, 8) if statement.streamed else (5, 3))

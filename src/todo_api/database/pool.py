@@ -7,13 +7,8 @@ from collections.abc import Callable, Sequence
 import psycopg
 
 from todo_api.database.address import reason
-from todo_api.database.connection import (
-    Answer,
-    Command,
-    Connection,
-    ConnectionLost,
-    QueryFailed,
-)
+from todo_api.database.connection import Command, Connection, Result
+from todo_api.database.failures import ConnectionLost, QueryFailed
 from todo_api.database.statement import Statement
 from todo_api.errors import DatabaseBusy, DatabaseUnreachable, ShuttingDown
 from todo_api.limiter import Limiter
@@ -86,22 +81,22 @@ class Pool:
             "pool_waiting": self._limiter.waiting,
         }
 
-    async def run(self, commands: Sequence[Command], seconds: float) -> Answer:
+    async def run(self, commands: Sequence[Command], seconds: float) -> Result:
         """Run commands on the connection used last, on a new one, or on the next that is free.
 
         Raises `DatabaseBusy`, `DatabaseUnreachable`, `ShuttingDown` or a `QueryFailed`.
         """
-        answer = None
+        result = None
         if not self._limiter.try_acquire():
-            answer = await self._wait(lambda connection: connection.send(commands, seconds))
-        if answer is None:
+            result = await self._wait(lambda connection: connection.send(commands, seconds))
+        if result is None:
             connection = self._pop_idle() or await self._connect()
-            answer = connection.send(commands, seconds)
-        return await answer
+            result = connection.send(commands, seconds)
+        return await result
 
     async def _wait(
-        self, start: Callable[[Connection], asyncio.Future[Answer]]
-    ) -> asyncio.Future[Answer] | None:
+        self, start: Callable[[Connection], asyncio.Future[Result]]
+    ) -> asyncio.Future[Result] | None:
         started = time.monotonic()
         try:
             return await self._limiter.wait(start)
