@@ -30,23 +30,16 @@ class Preamble:
         self.counts = quota > 0
         """Whether PostgreSQL counts the request."""
         timeouts = settings.statement_timeout, settings.lock_timeout
+        self.session = None if role else _select(b"timeouts", _set_timeouts(*timeouts, "false"))
+        """What a new connection runs once, because without the role its requests set nothing."""
+        owner = [f"set_config('role', '{ROLE}', true)", "name_owner($1)"] if role else []
+        count = [f"take_request($1, {quota})"] if quota else []
+        plain = [*owner, *(_set_timeouts(*timeouts) if role else ()), *count]
         # The server waits while a client reads a stream, for as long as the request may take.
-        stream_timeouts = settings.request_timeout, settings.lock_timeout
-        self.session: Statement | None = None
-        """What a new connection runs once."""
-        plain: list[str] = []
-        stream = [*_set_timeouts(*stream_timeouts), *_PLAN_STREAM]
-        if role:
-            take_owner = [f"set_config('role', '{ROLE}', true)", "name_owner($1)"]
-            plain = [*take_owner, *_set_timeouts(*timeouts)]
-            stream = [*take_owner, *stream]
-        else:
-            self.session = _select(b"set_timeouts", _set_timeouts(*timeouts, local="false"))
-        suffix = b""
-        if quota:
-            count = f"take_request($1, {quota})"
-            plain, stream, suffix = [*plain, count], [*stream, count], b"_counted"
+        stream_timeouts = _set_timeouts(settings.request_timeout, settings.lock_timeout)
+        stream = [*owner, *stream_timeouts, *_PLAN_STREAM, *count]
         parameters = ("owner",) if role or quota else ()
+        suffix = b"_counted" if quota else b""
         self._plain = _select(b"preamble" + suffix, plain, parameters) if plain else None
         self._stream = _select(b"stream_preamble" + suffix, stream, parameters)
 
@@ -59,10 +52,8 @@ def _select(name: bytes, calls: list[str], parameters: tuple[str, ...] = ()) -> 
     return Statement(name, f"SELECT {', '.join(calls)}".encode(), parameters, writes=False)
 
 
-def _set_timeouts(
-    statement_timeout: float, lock_timeout: float, *, local: str = "true"
-) -> list[str]:
-    """Return the calls that set the transaction's timeouts, or the session's. In seconds."""
+def _set_timeouts(statement_timeout: float, lock_timeout: float, local: str = "true") -> list[str]:
+    """Return the calls that set timeouts in seconds, of the session unless `local` is "true"."""
     return [
         f"set_config('statement_timeout', '{statement_timeout * 1000:.0f}', {local})",
         f"set_config('lock_timeout', '{lock_timeout * 1000:.0f}', {local})",
