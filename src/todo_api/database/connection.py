@@ -182,7 +182,7 @@ class Connection:
         self._pending.append(None)
 
     def _flush(self) -> None:
-        """Send what the socket takes, and the remainder when it takes more."""
+        """Send as much as the socket takes, and the remainder when it takes more."""
         if self._pgconn.flush():
             self._loop.add_writer(self._socket, self._on_writable)
 
@@ -194,7 +194,7 @@ class Connection:
             self._lose(ConnectionLost(str(error)))
 
     def _on_readable(self) -> None:
-        """Read what has arrived. The end of an idle connection shows here as well."""
+        """Read the input. The end of an idle connection shows here as well."""
         lost: psycopg.OperationalError | None = None
         try:
             self._pgconn.consume_input()

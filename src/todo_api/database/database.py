@@ -52,8 +52,8 @@ class Database:
     async def open(self) -> None:
         """Begin to serve. Raises `StartupError` as `check` does.
 
-        Without an answer from the database it begins all the same, is not ready, and recovers with
-        the database.
+        If the database does not answer, it begins all the same. It is not ready then, and recovers
+        with the database.
         """
         self.pool.open()
         try:
@@ -183,7 +183,7 @@ class Database:
     def _commands(
         self, statement: Statement, values: Mapping[str, object], preamble: Preamble
     ) -> Sequence[Command]:
-        """Return what to send: the preamble, the statements to run first, and the statement."""
+        """Return the preamble, the statements to run first, and the statement, with values."""
         before = preamble.before(statement)
         if statement.streamed and preamble.counts:
             # Its transaction locks the user's rate limit, so it must not wait for a slow client.

@@ -153,8 +153,7 @@ def _start_unless_running(folder: Path, host: Path, *, durable: bool) -> None:
                 _stop_old_servers(folder / "data")
                 _start(folder, lock, durable=durable)
                 return
-            # A server that was just killed is ready, but does not answer. Its supervisor is about
-            # to notice.
+            # Just after it was killed, a server is ready and does not answer.
             if supervisor.is_ready(folder / "data") and _answers(host):
                 return
     finally:
@@ -182,7 +181,7 @@ def _start(folder: Path, lock: int, *, durable: bool) -> None:
             stderr=subprocess.STDOUT,
             env=_ENVIRONMENT,
             pass_fds=[lock],
-            start_new_session=True,  # Ctrl-C at the terminal is for the program alone
+            start_new_session=True,  # Ctrl-C at the terminal must not reach it
             timeout=_START_SECONDS,
             check=False,
         ).stdout.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""What can go wrong with a statement, and what a client hears of it.
+"""Failures of a statement, and the error that a client gets for each.
 
     QueryFailed                    the commands did not all succeed
     ├── ServerError                PostgreSQL reported an error, with its SQLSTATE
@@ -41,7 +41,7 @@ API_ERRORS: Mapping[str, type[ApiError]] = {
 Any other SQLSTATE is an `InternalError`."""
 
 STALE = {
-    "26000",  # a prepared statement is gone, because somebody ran DISCARD ALL
+    "26000",  # a prepared statement is gone, because a client of the pooler ran DISCARD ALL
     "0A000",  # a cached plan does not fit a changed table
     "42P05",  # a pooler gave us a session in which another client had prepared statements
 }

@@ -31,7 +31,7 @@ class Preamble:
         """Whether PostgreSQL counts the request."""
         timeouts = settings.statement_timeout, settings.lock_timeout
         self.session = None if role else _select(b"timeouts", _set_timeouts(*timeouts, "false"))
-        """What a new connection runs once, because without the role its requests set nothing."""
+        """A statement that each new connection runs once, unless requests set the timeouts."""
         owner = [f"set_config('role', '{ROLE}', true)", "name_owner($1)"] if role else []
         count = [f"take_request($1, {quota})"] if quota else []
         plain = [*owner, *(_set_timeouts(*timeouts) if role else ()), *count]

@@ -1,9 +1,9 @@
 """The second lock: PostgreSQL itself shows a request only its owner's rows.
 
 The migration makes the role and the policies. Each request takes the role and names its owner in
-the same pipeline as its statement (`preamble.py`), for that transaction alone. So a pooler cannot
-carry them over to the next client. A login with BYPASSRLS (Neon's console roles) is bound by the
-policies as well, because the role is not exempt.
+the same pipeline as its statement (`preamble.py`), for that transaction only. So a pooler cannot
+carry them over to the next client. The policies also bind a login with BYPASSRLS (Neon's console
+roles), because the role does not have it.
 """
 
 from collections.abc import Mapping
@@ -87,7 +87,7 @@ def check(state: Mapping[str, object], *, role: bool) -> None:
 
 
 def explain(sqlstate: str | None) -> str:
-    """Return what an operator has to do if `STATE` or `STATE_OFF` fails."""
+    """Return advice for the operator if `STATE` or `STATE_OFF` fails with this SQLSTATE."""
     if sqlstate in {"42P01", "42883"}:  # undefined_table, undefined_function
         return (
             "DATABASE_URL: the schema is missing, or older than this program; "

@@ -73,7 +73,7 @@ def _is_newer(connection: Connection) -> bool:
 
 
 def _explain(error: DBAPIError) -> str:
-    """Return one line about what an operator has to do. It contains no address."""
+    """Return one line of advice for the operator, without an address."""
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate == "42501":  # insufficient_privilege
         return (
