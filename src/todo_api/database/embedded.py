@@ -14,7 +14,7 @@ Started by root, the server runs as another account. That account may have no ri
 folders above the data (a checkout below /root, or in a `mktemp -d`). So the server's process enters
 the data folder while it is still root. Then it names the folder `/proc/self/cwd`, which resolves
 without the parents, and names the socket relative to it. PostgreSQL needs the real path of its own
-program, so that is linked or copied to a temporary folder for as long as the server runs.
+program. So a temporary folder holds a link or a copy for as long as the server runs.
 """
 
 import errno

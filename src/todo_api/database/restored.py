@@ -12,8 +12,8 @@ from todo_api.errors import StartupError
 
 MARGIN = 86_400_000
 """Milliseconds between the new versions and the known ones, and the clock. A lost version can be
-ahead of both, because a process's clock was wrong by up to a day, or a user wrote more often than
-once a millisecond."""
+ahead of both, if a process's clock was wrong by up to a day. It can also be ahead if a user wrote
+more often than once a millisecond."""
 
 _KNOWN = (
     "SELECT max(version) FROM users",
