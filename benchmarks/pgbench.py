@@ -10,7 +10,7 @@ from time import time
 from data import FIRST_ID, TASKS_PER_USER, USERS
 from load import CONNECTIONS, Result
 
-from todo_api.database import row_security
+from todo_api.database.preamble import Preamble
 from todo_api.database.statement import Statement
 from todo_api.settings import Settings
 from todo_api.tasks import statements
@@ -80,7 +80,7 @@ def flat_out(url: str, operation: str, seconds: float) -> Result:
 def script(operation: str) -> str:
     """Write what the service sends for an operation, as a transaction of pgbench."""
     statement = STATEMENTS[operation]
-    before = row_security.Preamble(Settings.model_construct()).before(statement)
+    before = Preamble(Settings.model_construct()).before(statement)
     if before is None:
         raise RuntimeError("row security is on by default, and has a preamble")
     return SCRIPT.format(

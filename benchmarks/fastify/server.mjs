@@ -1,5 +1,5 @@
 // The baseline in Node: Fastify, its JWT plugin and pg, with response schemas and named prepared
-// statements. ROW_SECURITY=on adds what ours sends before each statement (row_security.py), in one
+// statements. ROW_SECURITY=on adds what ours sends before each statement (preamble.py), in one
 // transaction and one write, by pg's pipeline mode. VERSIONS=on adds to that our statements, with
 // versions, `completed_at` and tombstones. Run by run.py.
 import Fastify from "fastify";

@@ -350,7 +350,7 @@ async def test_cancelled_statements_leave_no_owner_on_a_connection(database_url:
 
     assert sum(await asyncio.gather(*(ask(f"user-{number}") for number in range(64)))) > 100
     await until(lambda: len(database.pool._idle) == len(database.pool._open))
-    bare = [(WHO, WHO.encode({"nothing": None}))]
+    bare = [(WHO, WHO.bind({"nothing": None}))]
     answers = await asyncio.gather(*(database._attempt(bare) for _ in range(2)))
     assert [answer.rows for answer in answers] == [[b"postgres "]] * 2
     database.close()

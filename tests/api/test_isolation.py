@@ -11,10 +11,8 @@ import pytest
 from support import service as support
 from support.service import Service, running_service
 from todo_api.app import create_app
-from todo_api.database.connection import Answer
-from todo_api.database.database import Database
 from todo_api.database.statement import Statement
-from todo_api.tasks import statements
+from todo_api.tasks import owned_tasks, statements
 from todo_api.tasks.fields import WRITABLE
 
 PUBLIC = {"/health", "/livez", "/readyz"}
@@ -148,6 +146,27 @@ def without_owner_predicate(statement: Statement) -> Statement:
     return replace(statement, name=b"careless_" + statement.name, sql=sql)
 
 
+class CarelessStatements:
+    """The module `statements`, except that its statements do not name the owner."""
+
+    def __init__(self) -> None:
+        self.stripped: list[bool] = []
+        """Whether each statement named the owner before."""
+
+    def __getattr__(self, name: str) -> Any:
+        make = getattr(statements, name)
+
+        def make_careless(*arguments: Any) -> Any:
+            made = make(*arguments)
+            if not isinstance(made, Statement):
+                return made
+            careless = without_owner_predicate(made)
+            self.stripped.append(careless.sql != made.sql)
+            return careless
+
+        return make_careless
+
+
 @pytest.mark.parametrize(("verb", "path", "body"), TWO_USER_CASES)
 @pytest.mark.parametrize("row_security", [True, False])
 async def test_row_security_holds_where_a_statement_forgets_the_owner(
@@ -161,23 +180,16 @@ async def test_row_security_holds_where_a_statement_forgets_the_owner(
     row_security: bool,
 ) -> None:
     """With the second lock nothing leaks; without it the same statement does."""
-    run = Database._run
-    stripped = []
-
-    async def run_careless(self: Database, statement: Statement, *rest: Any) -> Answer:
-        careless = without_owner_predicate(statement)
-        stripped.append(careless.sql != statement.sql)
-        return await run(self, careless, *rest)
-
+    careless = CarelessStatements()
     async with running_service(database_url, short_folder, row_security=row_security) as service:
         alices = await service.create("alice", title="secret")
         before = checksum(sql, "alice")
-        monkeypatch.setattr(Database, "_run", run_careless)
+        monkeypatch.setattr(owned_tasks, "statements", careless)
         own_path = path.format(user_id="mallory", id=alices["id"])
         answer = await service.request(verb, own_path, "mallory", json=body)
     leaked = "secret" in answer.text or checksum(sql, "alice") != before
-    assert stripped
-    assert all(stripped)
+    assert careless.stripped
+    assert all(careless.stripped)
     assert leaked is not row_security
     if verb == "POST":
         assert answer.json()["user_id"] == "mallory"

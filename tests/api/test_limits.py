@@ -71,7 +71,7 @@ def in_flight(service: Listening) -> int:
 def at_the_door(service: Listening) -> int:
     """Return how many wait for a place."""
     app: Any = service._running.config.loaded_app
-    counted: int = app.limits._turns.waiting
+    counted: int = app.limits._limiter.waiting
     return counted
 
 
@@ -458,7 +458,7 @@ async def test_who_comes_back_to_the_door_is_counted_like_anybody(
     slow = asyncio.create_task(ask(limited))
     await asks_for_its_body.wait()
     others = [asyncio.create_task(ask(limited)) for _ in range(2)]
-    await until(lambda: limited._turns.waiting == 1)
+    await until(lambda: limited._limiter.waiting == 1)
     body.set_result({"type": "http.request"})
     with pytest.raises(Overloaded):
         await slow

@@ -22,6 +22,7 @@ from support.requirements import citus_coordinator
 from support.service import SECRET, Service, bearer, running_service, settings
 from support.waiting import until
 from todo_api.database import row_security
+from todo_api.database.preamble import Preamble
 from todo_api.database.statement import Statement, encode
 from todo_api.tasks import statements
 from todo_api.tasks.fields import WRITABLE
@@ -116,7 +117,7 @@ def migrate(*arguments: str, **variables: str) -> str:
 
 @pytest.mark.parametrize("statement", [pytest.param(s, id=s.name.decode()) for s in HOT])
 def test_statement_asks_one_shard(database_url: str, statement: Statement) -> None:
-    before = row_security.Preamble(settings()).before(statement)
+    before = Preamble(settings()).before(statement)
     assert before is not None
     explained = Statement(b"", b"EXPLAIN " + statement.sql, statement.parameters, writes=False)
     with psycopg.connect(database_url) as connection:

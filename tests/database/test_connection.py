@@ -1,4 +1,4 @@
-"""The pipeline and the pool, against a server that fails in every way."""
+"""The connection and the pool, with a server that fails in every way."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,7 +38,6 @@ WHO = Statement(
     writes=False,
 )
 UNREACHABLE = "The database does not answer"
-PID = Statement(b"pid", b"SELECT pg_backend_pid()::text", (), writes=False)
 
 
 @asynccontextmanager
@@ -71,7 +70,7 @@ async def test_owner_and_role_hold_for_the_statement_alone(
     assert row == b'{"role" : "postgres", "owner" : ""}'
 
 
-async def test_first_use_of_a_statement_is_one_round_trip_too(
+async def test_first_use_of_a_statement_takes_one_round_trip(
     database_url: str, short_folder: Path
 ) -> None:
     async with Wire(database_url, short_folder) as wire, opened(wire.url) as database:
@@ -102,7 +101,7 @@ async def test_without_prepared_statements_or_row_security(
 
 
 async def test_value_larger_than_the_sockets_buffer(database: Database) -> None:
-    """What the socket does not take at once is sent when it takes more."""
+    """The connection sends the remainder when the socket takes more."""
     text = "x" * 8_000_000
     assert await echo(database, text) == text.encode()
     assert await echo(database) == b"hello"
@@ -124,17 +123,17 @@ async def test_error_leaves_the_connection_usable(database: Database) -> None:
     assert len(database.pool._open) == 1
 
 
-async def test_statement_timeout_is_said_by_the_server(database: Database) -> None:
+async def test_server_reports_its_statement_timeout(database: Database) -> None:
     with pytest.raises(StatementTimeout):
         await database.run("alice", SLEEP, {"seconds": 5})
     assert await echo(database) == b"hello"
     assert len(database.pool._open) == 1
 
 
-async def test_no_free_connection_in_time_is_busy(database_url: str) -> None:
+async def test_waiter_without_a_connection_in_time_gets_database_busy(database_url: str) -> None:
     async with opened(database_url, pool_size=2, pool_timeout=0.05) as database:
         slow = [asyncio.create_task(database.run("alice", SLEEP, {"seconds": 1})) for _ in range(2)]
-        await until(lambda: len(database.pool._open) == 2 and database.pool._turns.taken == 2)
+        await until(lambda: len(database.pool._open) == 2 and database.pool._limiter.in_use == 2)
         with pytest.raises(DatabaseBusy):
             await echo(database)
         await asyncio.gather(*slow)
@@ -144,7 +143,7 @@ async def test_no_free_connection_in_time_is_busy(database_url: str) -> None:
 async def test_cancelled_request_keeps_its_connection_until_the_server_is_done(
     database: Database,
 ) -> None:
-    """The next owner must not meet the answer, or the role, of the one before."""
+    """The next owner must not get the result or the role of this one."""
     for seconds in (0.0, 0.01, 0.05):
         task = asyncio.create_task(database.run("mallory", SLEEP, {"seconds": seconds}))
         await asyncio.sleep(0)
@@ -154,15 +153,15 @@ async def test_cancelled_request_keeps_its_connection_until_the_server_is_done(
         (row,) = await database.run("alice", WHO, {})
         assert row == b'{"role" : "todo_member", "owner" : "alice"}'
     await until(lambda: len(database.pool._idle) == len(database.pool._open))
-    assert database.pool._turns.taken == 0
+    assert database.pool._limiter.in_use == 0
 
 
-async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
+async def test_request_cancelled_while_waiting_or_connecting_releases_its_slot(
     database_url: str,
 ) -> None:
     async with opened(database_url, pool_size=1) as database:
         busy = asyncio.create_task(database.run("alice", SLEEP, {"seconds": 0.2}))
-        await until(lambda: database.pool._turns.taken == 1)
+        await until(lambda: database.pool._limiter.in_use == 1)
         waiting = asyncio.create_task(echo(database))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -174,30 +173,34 @@ async def test_cancelled_while_waiting_or_connecting_gives_its_place_back(
         connecting.cancel()
         await asyncio.gather(waiting, connecting, return_exceptions=True)
         assert await echo(database) == b"hello"
-        assert database.pool._turns.taken == 0
+        assert database.pool._limiter.in_use == 0
 
 
-async def test_connection_made_while_the_pool_closes_is_not_left_open(database_url: str) -> None:
+async def test_pool_that_closes_while_it_connects_leaves_nothing_open(
+    database_url: str,
+) -> None:
     async with opened(database_url, pool_size=1) as database:
         for connection in list(database.pool._open):
             connection.close()
         connecting = asyncio.create_task(echo(database))
         await asyncio.sleep(0)
-        assert database.pool._turns.taken == 1
+        assert database.pool._limiter.in_use == 1
         database.close()
         with pytest.raises(ShuttingDown):
             await connecting
         assert not database.pool._open
-        assert database.pool._turns.taken == 0
+        assert database.pool._limiter.in_use == 0
 
 
 async def taken_from(database: Database) -> Connection:
-    """Take a connection out of the pool. It goes back by `hand_on`."""
-    assert database.pool._turns.take_free()
-    return database.pool._used_last() or await database.pool._connect_in_place()
+    """Take a connection out of the pool. `_release` gives it back."""
+    assert database.pool._limiter.try_acquire()
+    return database.pool._pop_idle() or await database.pool._connect()
 
 
-async def test_free_connection_goes_to_whoever_waits_longest(database_url: str) -> None:
+async def test_released_connection_goes_to_the_oldest_waiter(
+    database_url: str,
+) -> None:
     async with opened(database_url, pool_size=1) as database:
         order: list[str] = []
 
@@ -208,35 +211,37 @@ async def test_free_connection_goes_to_whoever_waits_longest(database_url: str) 
         tasks = [asyncio.create_task(ask(str(number))) for number in range(6)]
         await until(lambda: database.pool.levels()["pool_waiting"] == 6)
         tasks[3].cancel()
-        database.pool._turns.hand_on(connection)
+        database.pool._release(connection)
         await asyncio.gather(*tasks, return_exceptions=True)
         assert order == ["0", "1", "2", "4", "5"]
-        assert (len(database.pool._open), database.pool._turns.taken) == (1, 0)
+        assert (len(database.pool._open), database.pool._limiter.in_use) == (1, 0)
 
 
-async def test_free_connection_is_at_work_before_the_loop_comes_to_whoever_waits(
+async def test_released_connection_works_before_the_loop_resumes_the_waiter(
     database_url: str,
 ) -> None:
     async with opened(database_url, pool_size=1) as database:
         connection = await taken_from(database)
         waiting = asyncio.create_task(echo(database))
         await until(lambda: database.pool.levels()["pool_waiting"] == 1)
-        database.pool._turns.hand_on(connection)
+        database.pool._release(connection)
         assert connection.busy
         assert await waiting == b"hello"
 
 
 @pytest.mark.parametrize("lost", ["never", "before", "after"])
-async def test_cancelled_at_the_moment_of_its_turn_passes_it_on(
+async def test_request_cancelled_just_after_it_got_a_connection_passes_it_on(
     database: Database, lost: str
 ) -> None:
-    """To the next one, or where there is none, back to the pool."""
+    """It goes to the next waiter, or without one back to the pool."""
     first, second = await taken_from(database), await taken_from(database)
     waiting = [asyncio.create_task(echo(database, text)) for text in ("no", "yes")]
     await until(lambda: database.pool.levels()["pool_waiting"] == 2)
     if lost == "before":
         first.close()
-    database.pool._turns.hand_on(None if lost == "before" else first)
+        database.pool._limiter.release()
+    else:
+        database.pool._release(first)
     waiting[0].cancel()
     if lost == "after":
         first.close()
@@ -248,16 +253,16 @@ async def test_cancelled_at_the_moment_of_its_turn_passes_it_on(
     alone = asyncio.create_task(echo(database))
     await until(lambda: database.pool.levels()["pool_waiting"] == 1)
     for connection in (second, third):
-        database.pool._turns.hand_on(connection)
+        database.pool._release(connection)
     alone.cancel()
     with pytest.raises(asyncio.CancelledError):
         await alone
-    await until(lambda: database.pool._turns.taken == 0)
+    await until(lambda: database.pool._limiter.in_use == 0)
     assert {connection for connection, _ in database.pool._idle} == {second, third}
     assert await echo(database) == b"hello"
 
 
-async def test_whoever_waits_when_the_pool_closes_is_told(database_url: str) -> None:
+async def test_pool_that_closes_refuses_its_waiters(database_url: str) -> None:
     async with opened(database_url, pool_size=1) as database:
         busy = asyncio.create_task(database.run("alice", SLEEP, {"seconds": 5}))
         await until(lambda: any(each.busy for each in database.pool._open))
@@ -269,7 +274,7 @@ async def test_whoever_waits_when_the_pool_closes_is_told(database_url: str) -> 
         assert not database.pool._open
 
 
-async def test_idle_connections_that_were_killed_are_replaced_unseen(
+async def test_pool_replaces_killed_idle_connections_without_an_error(
     database: Database, sql: psycopg.Connection
 ) -> None:
     write = Statement(b"write", b"SELECT 'written'", (), writes=True)
@@ -306,10 +311,10 @@ async def test_write_killed_in_flight_is_tried_again_because_it_was_rolled_back(
     assert sql.execute("SELECT count(*) FROM log").fetchone() == (1,)
 
 
-async def test_write_whose_answer_was_lost_is_not_repeated(
+async def test_write_is_not_repeated_after_its_result_was_lost(
     database_url: str, short_folder: Path, sql: psycopg.Connection
 ) -> None:
-    """Cut after COMMIT, before the answer: the row is there, once, and the client hears 500."""
+    """The connection breaks after COMMIT, so the row is there once, and the client gets 500."""
     sql.execute("CREATE TABLE log (n int); GRANT ALL ON log TO todo_member")
     write = Statement(
         b"write", b"WITH w AS (INSERT INTO log VALUES (1)) SELECT 'ok'", (), writes=True
@@ -325,7 +330,7 @@ async def test_write_whose_answer_was_lost_is_not_repeated(
     assert sql.execute("SELECT count(*) FROM log").fetchone() == (1,)
 
 
-async def test_read_whose_answer_was_lost_is_tried_again(
+async def test_read_is_tried_again_after_its_result_was_lost(
     database_url: str, short_folder: Path
 ) -> None:
     async with Wire(database_url, short_folder) as wire, opened(wire.url) as database:
@@ -336,7 +341,7 @@ async def test_read_whose_answer_was_lost_is_tried_again(
         assert await task == b"hello"
 
 
-async def test_frozen_server_is_given_up_in_time(database_url: str, short_folder: Path) -> None:
+async def test_request_to_a_frozen_server_times_out(database_url: str, short_folder: Path) -> None:
     async with (
         Wire(database_url, short_folder) as wire,
         opened(wire.url, statement_timeout=0.5, pool_size=1) as database,
@@ -346,10 +351,10 @@ async def test_frozen_server_is_given_up_in_time(database_url: str, short_folder
             await asyncio.wait_for(echo(database), 5)
         wire.frozen = False
         assert await echo(database) == b"hello"
-        assert database.pool._turns.taken == 0
+        assert database.pool._limiter.in_use == 0
 
 
-async def test_unreachable_server_is_said_after_a_bounded_retry(
+async def test_unreachable_server_is_reported_after_a_few_attempts(
     database_url: str, short_folder: Path
 ) -> None:
     async with Wire(database_url, short_folder) as wire:
@@ -366,7 +371,7 @@ async def test_unreachable_server_is_said_after_a_bounded_retry(
     database.close()
 
 
-async def test_readiness_asks_the_database_only_in_doubt(
+async def test_readiness_asks_the_database_only_after_a_failure(
     database_url: str, short_folder: Path, sql: psycopg.Connection
 ) -> None:
     async with Wire(database_url, short_folder) as wire, opened(wire.url) as database:
@@ -379,12 +384,12 @@ async def test_readiness_asks_the_database_only_in_doubt(
         assert wire.connections == 1
 
 
-async def test_long_idle_connections_are_closed_and_leave_no_doubt(
+async def test_closing_idle_connections_does_not_affect_readiness(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await asyncio.gather(*(echo(database) for _ in range(5)))
     monkeypatch.setattr(pool, "IDLE_LIMIT", 0.0)
-    database.pool.open()
+    database.pool._sweep()
     assert (database.pool._open, database.pool._idle) == (set(), [])
     assert await database.why_not_ready() is None
     assert not database.pool._open
@@ -412,7 +417,7 @@ async def test_lost_prepared_statements_are_prepared_again(
         *[("22001", InternalError), ("XX000", ServiceUnavailable), ("58030", ServiceUnavailable)],
     ],
 )
-async def test_sqlstate_has_its_answer(
+async def test_sqlstate_becomes_an_api_error(
     database: Database, sqlstate: str, error: type[ApiError]
 ) -> None:
     code = f"DO $$ BEGIN RAISE EXCEPTION 'title' USING ERRCODE = '{sqlstate}'; END $$"
@@ -424,7 +429,7 @@ async def test_sqlstate_has_its_answer(
     assert await echo(database) == b"hello"
 
 
-async def test_start_is_refused_where_the_role_cannot_be_taken(
+async def test_start_is_refused_if_the_login_cannot_take_the_role(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     sql.execute("DROP ROLE IF EXISTS guest")
@@ -445,7 +450,7 @@ async def test_start_is_refused_where_the_role_cannot_be_taken(
         "CREATE POLICY everything ON tasks USING (true)",
     ],
 )
-async def test_start_is_refused_where_row_security_was_loosened(
+async def test_start_is_refused_if_row_security_was_weakened(
     database_url: str, sql: psycopg.Connection, change: str
 ) -> None:
     sql.execute(change)
@@ -462,15 +467,13 @@ async def test_start_is_refused_without_a_schema(empty_database_url: str) -> Non
 
 @pytest.mark.parametrize("host", ["127.0.0.1:1", "nowhere.invalid"])
 async def test_start_without_a_server_says_why_and_shows_no_address(host: str) -> None:
-    with pytest.raises(StartupError) as caught:
+    with pytest.raises(StartupError, match=r"^DATABASE_URL: ") as caught:
         await server.check(settings(), f"postgresql://u:hunter2@{host}/x")
-    said = str(caught.value)
-    assert said.startswith("DATABASE_URL: ")
     for secret in ("hunter2", "127.0.0.1", "nowhere"):
-        assert secret not in said
+        assert secret not in str(caught.value)
 
 
-async def test_row_security_off_needs_a_login_that_it_does_not_bind(
+async def test_row_security_off_needs_a_login_that_bypasses_it(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     sql.execute("DROP ROLE IF EXISTS visitor")
@@ -503,13 +506,13 @@ async def checked(url: str, **values: Any) -> None:
 
 
 def test_nul_never_reaches_libpq() -> None:
-    """libpq reads a text value up to its NUL: alice\\0x would become alice."""
+    """libpq reads a text value up to its NUL, so alice\\0x would become alice."""
     with pytest.raises(ValueError, match="NUL"):
         encode("alice\0x")
 
 
 def terminate_all(sql: psycopg.Connection, query: str = "%") -> int:
-    """Kill the backends of the service that run, or last ran, such a query."""
+    """Kill the service's backends that run, or last ran, a query like this. Return how many."""
     killed = sql.execute(
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE %s",
@@ -520,77 +523,77 @@ def terminate_all(sql: psycopg.Connection, query: str = "%") -> int:
     return count
 
 
-MANY = Statement(
-    b"many",
+STREAMED = Statement(
+    b"streamed",
     b"SELECT repeat('x', 1000) || n FROM pg_sleep(0.02), generate_series(1, $1::int) AS n",
     ("owner",),
     writes=False,
-    many=True,
+    streamed=True,
 )
-"""As many rows as the owner's name says."""
+"""Returns as many rows as the owner's name says."""
 
 
 @pytest.mark.parametrize("row_security", [True, False])
 @pytest.mark.parametrize("prepared_statements", [True, False])
 @pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 128, 5_000])
-async def test_long_answer_comes_in_batches(
+async def test_stream_comes_in_batches(
     database_url: str, row_security: bool, prepared_statements: bool, rows: int
 ) -> None:
     async with opened(
         database_url, row_security=row_security, prepared_statements=prepared_statements
     ) as database:
         for _ in range(2):
-            first, rest = await database.read(str(rows), MANY)
+            first, more = await database.stream(str(rows), STREAMED)
             batches = [first]
-            if rest is not None:
-                batches += [batch async for batch in rest]
-                rest.close()
+            if more is not None:
+                batches += [batch async for batch in more]
+                more.close()
             assert [row[1000:] for batch in batches for row in batch] == [
                 str(number + 1).encode() for number in range(rows)
             ]
             assert max(sum(map(len, batch)) for batch in batches) < BATCH_BYTES + 66_000
-        assert (rest is not None) == (rows == 5_000)
-        assert database._reading_on == 0
+        assert (more is not None) == (rows == 5_000)
+        assert database._streams == 0
         assert len(database.pool._open) == 1
 
 
-async def test_long_answer_that_nobody_asks_for_loses_its_connection(
+async def test_stream_that_is_not_read_loses_its_connection(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("todo_api.database.connection.PAUSE_SECONDS", 0.05)
-    _, rest = await database.read("5000", MANY)
-    assert rest is not None
+    _, more = await database.stream("5000", STREAMED)
+    assert more is not None
     await until(lambda: not database.pool._open)
     assert await database.why_not_ready() is None
-    assert not database.pool._open, "a reader that stops is no reason to ask the database"
+    assert not database.pool._open, "a slow client caused a query for readiness"
     with pytest.raises(DatabaseUnreachable):
-        await anext(rest)
-    rest.close()
+        await anext(more)
+    more.close()
     assert await echo(database) == b"hello"
-    assert database.pool._turns.taken == 0
+    assert database.pool._limiter.in_use == 0
 
 
-async def test_long_answer_given_up_frees_its_slot(database: Database) -> None:
+async def test_stream_that_is_closed_early_releases_its_slot(database: Database) -> None:
     for _ in range(5):
-        _, rest = await database.read("5000", MANY)
-        assert rest is not None
+        _, more = await database.stream("5000", STREAMED)
+        assert more is not None
         with pytest.raises(DatabaseBusy):
-            await database.read("5000", MANY)
-        rest.close()
-    asking = asyncio.ensure_future(database.read("5000", MANY))
+            await database.stream("5000", STREAMED)
+        more.close()
+    asking = asyncio.ensure_future(database.stream("5000", STREAMED))
     await until(lambda: any(each.busy for each in database.pool._open))
     asking.cancel()
-    await until(lambda: database.pool._turns.taken == 0)
+    await until(lambda: database.pool._limiter.in_use == 0)
     assert await echo(database) == b"hello"
-    assert database._reading_on == 0
+    assert database._streams == 0
 
 
-async def test_full_pool_is_not_said_to_be_out_of_order(database_url: str) -> None:
+async def test_full_pool_is_not_ready_for_its_own_reason(database_url: str) -> None:
     async with opened(database_url, pool_size=1, pool_timeout=0.05) as database:
         connection = await taken_from(database)
-        database._doubt()
+        database._invalidate_readiness()
         assert await database.why_not_ready() == "No connection to the database is free"
-        database.pool._turns.hand_on(connection)
+        database.pool._release(connection)
         assert await database.why_not_ready() is None
 
 
@@ -599,22 +602,23 @@ FAILING = Statement(
     b"SELECT repeat('x', 1000) || 1 / (3000 - n) FROM generate_series(1, 5000) AS n",
     (),
     writes=False,
-    many=True,
+    streamed=True,
 )
 
 
-async def test_long_answer_that_failed_leaves_its_connection_to_others(database: Database) -> None:
-    """It is free once its error is here, before whoever reads has noticed."""
-    _, rest = await database.read("alice", FAILING)
-    assert rest is not None
+async def test_stream_that_failed_leaves_its_connection_to_others(
+    database: Database,
+) -> None:
+    """The connection is free once the error arrives, before the reader resumes."""
+    _, more = await database.stream("alice", FAILING)
+    assert more is not None
     (connection,) = database.pool._open
     with pytest.raises(InternalError):
-        async for _ in rest:
+        async for _ in more:
             pass
-    writing = asyncio.create_task(
-        database.run("bob", Statement(b"pid2", PID.sql, (), writes=True), {})
-    )
+    write = Statement(b"write", b"SELECT 'written'", (), writes=True)
+    writing = asyncio.create_task(database.run("bob", write, {}))
     await until(lambda: connection.busy or writing.done())
-    rest.close()
-    assert len(await writing) == 1
+    more.close()
+    assert await writing == [b"written"]
     assert database.pool._open == {connection}

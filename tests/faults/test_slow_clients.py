@@ -278,7 +278,7 @@ async def test_answers_that_nobody_reads_hold_no_place(
 ) -> None:
     """Documents are not counted, but what is asked for behind them is."""
     app: Any = service._running.config.loaded_app
-    monkeypatch.setattr(app.limits._turns, "_places", 2)
+    monkeypatch.setattr(app.limits._limiter, "_slots", 2)
     monkeypatch.setattr(protocol, "STALL_SECONDS", 60)
     fill(sql, 3)
     loop = asyncio.get_running_loop()

@@ -1,1 +1,1 @@
-"""The one way to PostgreSQL, and a private one where none is given."""
+"""Everything about PostgreSQL: the connections, the schema, and a private server."""

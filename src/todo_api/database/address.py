@@ -1,4 +1,4 @@
-"""The database's address: as Neon's console gives it, as libpq takes it, and never in a log."""
+"""The database's address, as libpq takes it. It never goes to a log."""
 
 import re
 from typing import Any
@@ -9,9 +9,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from todo_api.errors import StartupError
 
 DEFAULTS = {
-    # Values are sent and read as UTF-8 text, whatever the server's default is.
+    # Our values are UTF-8 text, whatever the server's default is.
     "client_encoding": "UTF8",
-    # A peer that vanished without a word is noticed within a minute, busy or idle.
+    # TCP detects a dead peer within a minute.
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
@@ -22,25 +22,28 @@ _NEON_POOLER = re.compile(r"-pooler((?:\.[\w-]+)*\.neon\.tech)")
 
 
 def conninfo(url: str, *, direct: bool = False) -> str:
-    """Return libpq's connection string, with our defaults where the URL says nothing.
+    """Return libpq's connection string, with our defaults for what the URL does not set.
 
-    libpq alone reads the URL: what it accepts is accepted. `direct` asks for Neon's direct host in
-    place of its pooled one, for what needs a session of its own.
-    Raises `StartupError` where libpq cannot read it.
+    Only libpq reads the URL, so every URL that libpq accepts works. With `direct`, Neon's direct
+    host replaces its pooled one, for callers that need a session of their own.
+    Raises `StartupError` if libpq cannot read the URL.
     """
     try:
         given: dict[str, Any] = conninfo_to_dict(url)
         if direct and "host" in given:
             given["host"] = _NEON_POOLER.sub(r"\1", given["host"])
         return make_conninfo("", **{**DEFAULTS, **given})
-    except psycopg.Error:  # its message shows the URL
+    except psycopg.Error:  # its message contains the URL
         raise StartupError("DATABASE_URL: is not a PostgreSQL URL that libpq can read") from None
 
 
 def reason(error: BaseException | None) -> str:
-    """Return why a connection failed, without the address that libpq puts before it."""
+    """Return why a connection failed, without the address that libpq names first.
+
+    libpq has no code for this, only a text. A text without a known prefix may contain the address,
+    so it becomes "cannot connect".
+    """
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    *_, said = re.split(r"FATAL: +|failed: |error: |address: ", str(error or "").strip())
-    line = said.partition("\n")[0]
-    return line if said != str(error).strip() else "cannot connect"
+    _, *parts = re.split(r"FATAL: +|failed: |error: |address: ", str(error or "").strip())
+    return parts[-1].partition("\n")[0] if parts else "cannot connect"

@@ -1,6 +1,6 @@
-"""What Citus needs beside the schema: distributed tables, and the owner's name on every node.
+"""`todo-api migrate --citus`: distributes the tables, and has every node learn the owner (ADR 13).
 
-One command of the operator (`todo-api migrate --citus`), which can be repeated (ADR 13).
+An operator can repeat it.
 """
 
 import psycopg
@@ -15,26 +15,26 @@ _DISTRIBUTED = {
     "tombstones": ("user_id", "users"),
     "rate_limits": ("user_hash", "none"),
 }
-"""Tables with the column that they are distributed by, and the table whose shards lie beside."""
+"""Tables with their distribution column, and the table that they are colocated with."""
 
 _REPLICATED = ("erasures", "restorations", "alembic_version")
-"""Tables that every node has a copy of. An erasure becomes visible on one node after another: the
-mark beside the user's row is there as soon as the row's lock is free. A worker serves only if it
-can see the schema's version."""
+"""Reference tables, of which every node has a copy. An erasure becomes visible on one node after
+another, and beside the user's row as soon as the row's lock is free. A worker has to see the
+schema's version, or it would not serve."""
 
 _ROLE = (
-    # Citus opens its connections between nodes as the role that the request has taken.
+    # Citus connects from node to node as the role that the request has taken.
     "ALTER ROLE todo_member LOGIN",
-    # It does not carry grants of columns to the shards (tried with 14.0).
+    # Citus does not copy column grants to the shards (tried with 14.0).
     "GRANT SELECT, INSERT, UPDATE, DELETE ON users, tasks, tombstones TO todo_member",
     "GRANT SELECT, INSERT, UPDATE ON erasures, rate_limits TO todo_member",
 )
 
 _FUNCTIONS = (
-    # Citus carries SET LOCAL to the shards' nodes, and only from a function inside a function
-    # (tried with 14.0). set_config() stays on the node where it is called.
-    # Without local execution, because a write that has waited while its shard moved to the worker
-    # that it came through would go on with its snapshot from before, and find no task.
+    # Citus sends SET LOCAL to the nodes of the shards, but only from a function inside a function
+    # (tried with 14.0). It does not send set_config().
+    # Local execution is off because of a shard that moves to the worker of a waiting write. The
+    # write would go on with its snapshot from before the move, and find no task.
     """CREATE OR REPLACE FUNCTION set_owner(owner text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     SET LOCAL citus.enable_local_execution = off;
@@ -48,16 +48,16 @@ BEGIN
     RETURN owner;
 END
 $$""",
-    # Its planner needs the values, because they choose the shard.
+    # Citus has to plan with the values, because they select the shard.
     "CREATE OR REPLACE FUNCTION plan_once() RETURNS text LANGUAGE sql AS $$ SELECT ''::text $$",
 )
 
 
 def statements() -> list[str]:
-    """Return what `distribute` runs, in order. Each can be repeated."""
+    """Return the statements of `distribute`, in order. Each can be repeated."""
     distributed = [
-        _unless_done(table, _create_distributed(table, column, neighbour))
-        for table, (column, neighbour) in _DISTRIBUTED.items()
+        _unless_done(table, _create_distributed(table, column, colocated))
+        for table, (column, colocated) in _DISTRIBUTED.items()
     ]
     replicated = [
         _unless_done(table, f"create_reference_table('{table}')") for table in _REPLICATED
@@ -82,9 +82,9 @@ def distribute(url: str) -> None:
         raise StartupError(f"DATABASE_URL: Citus did not distribute the tables ({why})") from error
 
 
-def _create_distributed(table: str, column: str, neighbour: str | None) -> str:
-    beside = f", colocate_with => '{neighbour}'" if neighbour else ""
-    return f"create_distributed_table('{table}', '{column}'{beside})"
+def _create_distributed(table: str, column: str, colocated: str | None) -> str:
+    option = f", colocate_with => '{colocated}'" if colocated else ""
+    return f"create_distributed_table('{table}', '{column}'{option})"
 
 
 def _unless_done(table: str, call: str) -> str:

@@ -1,88 +1,57 @@
 """One connection to PostgreSQL, driven straight from the event loop.
 
 libpq's pipeline mode (https://www.postgresql.org/docs/current/libpq-pipeline-mode.html) sends
-several commands and one Sync at once; outside a transaction block they form one implicit
-transaction, committed at the Sync and rolled back whole on an error. psycopg exposes libpq as
-`psycopg.pq`; going through its cursors instead costs two to three times the CPU per request
-(ADR 2).
+several commands and one Sync at once. Outside a transaction block they form one implicit
+transaction. The server commits it at the Sync, and rolls all of it back on an error. psycopg
+exposes libpq as `psycopg.pq`. Its cursors cost two to three times the CPU per request (ADR 2).
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 
 import psycopg
 from psycopg import pq
 from psycopg.pq import DiagnosticField, ExecStatus
 
+from todo_api.database.failures import (
+    STALE,
+    ConnectionLost,
+    QueryFailed,
+    ServerError,
+    ServerUnresponsive,
+)
 from todo_api.database.statement import Rows, Statement
 
-STALE = {
-    "26000",  # a prepared statement is gone: somebody said DISCARD ALL
-    "0A000",  # a cached plan does not fit a changed table
-    "42P05",  # a pooler handed us a session that another client had prepared
-}
-"""Errors (by SQLSTATE) after which a connection's prepared statements are not what we think."""
-
 CHUNK_ROWS = 64
-"""How many rows of a long answer libpq gathers before we look at them."""
+"""How many rows of a stream libpq gathers before it shows them."""
 
 BATCH_BYTES = 262_144
-"""How much of a long answer is taken in before somebody has to want more."""
+"""How many bytes of a stream the connection reads before it waits for `resume`."""
 
 PAUSE_SECONDS = 10.0
-"""How long a connection waits for somebody to want more."""
+"""How long a connection waits for `resume`."""
 
-Command = tuple[Statement, Sequence[bytes | None]]
+Command: TypeAlias = tuple[Statement, Sequence[bytes | None]]
 """A statement and its values in text format."""
 
 
-class Answer(NamedTuple):
-    """Rows of the last command, and the connection where there are more of them to come."""
+class Result(NamedTuple):
+    """Rows of the last command, and the connection if it has more rows to stream."""
 
     rows: Rows
-    rest: "Connection | None" = None
-
-
-class QueryFailed(Exception):
-    """The commands did not all succeed. `did_not_run`: nothing of them can have been kept."""
-
-    sqlstate: str | None = None
-    did_not_run: bool = False
-
-
-class ServerError(QueryFailed):
-    """PostgreSQL answered with an error, and rolled everything back if `did_not_run`."""
-
-    def __init__(self, sqlstate: str, *, did_not_run: bool) -> None:
-        # The code alone: the server's words may quote a value, and this goes to the log.
-        super().__init__(f"SQLSTATE {sqlstate}")
-        self.sqlstate = sqlstate
-        self.did_not_run = did_not_run
-
-
-class ConnectionLost(QueryFailed):
-    """The connection broke or was given up. After sending, nobody knows what was kept."""
-
-    def __init__(self, reason: str, *, did_not_run: bool = False) -> None:
-        super().__init__(reason)
-        self.did_not_run = did_not_run
-
-
-class AnswerOverdue(ConnectionLost):
-    """The server said nothing in time, not even that it had timed out itself."""
+    streaming: "Connection | None" = None
 
 
 class Connection:
-    """A connection in pipeline mode, for one batch of commands at a time.
+    """A connection in pipeline mode, for one list of commands at a time.
 
-    It is free when its Sync has arrived, not when somebody has stopped waiting: a cancelled
-    request leaves the connection busy until the server is done. `on_free` is called then, and
-    `on_lost` once, whenever the connection ends.
+    The connection is busy until its Sync arrives, even if the request was cancelled before. It
+    calls `on_free` then, and `on_lost` once, when the connection ends.
 
-    A long answer comes in batches, and no faster than it is asked for: between two of them the
-    socket is not read, and the server waits.
+    A streamed statement's rows come in batches. The connection does not read its socket between
+    two batches, so the server has to wait for a slow client.
     """
 
     def __init__(
@@ -93,27 +62,28 @@ class Connection:
         on_free: Callable[["Connection"], None],
         on_lost: Callable[["Connection"], None],
     ) -> None:
-        self._psycopg = connection  # keeps the handle alive
+        self._psycopg = connection  # closes the handle when it is collected
         self._pgconn = connection.pgconn
         self._socket = self._pgconn.socket
         self._loop = asyncio.get_running_loop()
         self._on_free = on_free
         self._on_lost = on_lost
         self._prepare = prepare
-        self.closing = False
-        self.answers_given = 0
-        """How often it has become free: tells whether it is still at work for somebody."""
         self._prepared: set[bytes] = set()
-        self._awaited: deque[bytes | None] = deque()
-        """What is still to be answered, in order: a statement to prepare, by name, or a command."""
+        """Names of the statements that this session has prepared."""
         self.busy = False
-        """Whether commands are under way."""
-        self._answer: asyncio.Future[Answer] | None = None
+        """Whether the server works on commands."""
+        self.closing = False
+        """Whether the program closes the connection, as opposed to losing it."""
+        self.uses = 0
+        """How often the connection has become free, which tells one user from the next."""
+        self._pending: deque[bytes | None] = deque()
+        """Commands without a result so far: the name of a statement to prepare, else None."""
+        self._result: asyncio.Future[Result] | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._in_batches = False
-        self._is_batching = False
+        self._streams = False
         self._rows: Rows = []
-        self._held = 0
+        self._batch_bytes = 0
         self._error: ServerError | None = None
         self._pgconn.enter_pipeline_mode()
         self._loop.add_reader(self._socket, self._on_readable)
@@ -148,69 +118,71 @@ class Connection:
         """Whether the connection has ended."""
         return self._socket < 0
 
-    def send(self, commands: Sequence[Command], timeout: float) -> asyncio.Future[Answer]:
-        """Send the commands in one go; the future has the answer to the last one.
+    def send(self, commands: Sequence[Command], timeout: float) -> asyncio.Future[Result]:
+        """Send the commands in one go, and return a future of the last one's result.
 
-        Its exception is a `QueryFailed`. Without an answer after `timeout` seconds the connection
-        is dropped: that also holds against a server that is frozen.
+        Its exception is a `QueryFailed`. Without a result after `timeout` seconds the connection
+        drops itself, so a frozen server does not hold up the request.
         """
         self.busy = True
-        answer = self._expect_answer(timeout)
+        result = self._expect_result(timeout)
         self._error = None
-        self._awaited.clear()
-        self._in_batches = commands[-1][0].many
-        self._is_batching = False
+        self._pending.clear()
+        self._streams = commands[-1][0].streamed
         try:
             for statement, values in commands:
-                self._send_one(statement, values)
+                self._send_command(statement, values)
             self._pgconn.pipeline_sync()
-            self._take_in_batches()
+            self._request_chunks()
             self._flush()
         except (psycopg.Error, OSError) as error:
-            # Nothing is carried out before its Sync, which has not left.
+            # The server runs nothing before the Sync, which was not sent.
             self._lose(ConnectionLost(str(error), did_not_run=True))
-        return answer
+        return result
 
-    def resume(self, timeout: float) -> asyncio.Future[Answer]:
-        """Take in the next batch of a long answer, on the same terms as `send`."""
-        answer = self._expect_answer(timeout)
+    def resume(self, timeout: float) -> asyncio.Future[Result]:
+        """Read the next batch of a stream, on the same terms as `send`."""
+        result = self._expect_result(timeout)
         if self.closed:
-            self._settle(ConnectionLost("closed while its answer was being read"))
+            self._settle(ConnectionLost("closed in the middle of a stream"))
         else:
             self._loop.add_reader(self._socket, self._on_readable)
             self._read_results()
-        return answer
+        return result
 
-    def _expect_answer(self, timeout: float) -> asyncio.Future[Answer]:
-        answer: asyncio.Future[Answer] = self._loop.create_future()
-        self._answer = answer
-        self._rows, self._held = [], 0
-        self._forget_deadline()
-        self._deadline = self._loop.call_later(timeout, self._overdue)
-        return answer
+    def close(self) -> None:
+        """End the connection. Commands that have no result yet fail."""
+        self.closing = True
+        self._lose(ConnectionLost("closed by the program"))
 
-    def _forget_deadline(self) -> None:
+    def _expect_result(self, timeout: float) -> asyncio.Future[Result]:
+        result: asyncio.Future[Result] = self._loop.create_future()
+        self._result = result
+        self._rows, self._batch_bytes = [], 0
+        self._cancel_deadline()
+        self._deadline = self._loop.call_later(timeout, self._on_deadline)
+        return result
+
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def close(self) -> None:
-        """End the connection; what is under way fails."""
-        self.closing = True
-        self._lose(ConnectionLost("closed by the program"))
+    def _on_deadline(self) -> None:
+        self._lose(ServerUnresponsive("no answer in time"))
 
-    def _send_one(self, statement: Statement, values: Sequence[bytes | None]) -> None:
+    def _send_command(self, statement: Statement, values: Sequence[bytes | None]) -> None:
         if not self._prepare:
             self._pgconn.send_query_params(statement.sql, values)
         else:
             if statement.name not in self._prepared:
                 self._pgconn.send_prepare(statement.name, statement.sql)
-                self._awaited.append(statement.name)
+                self._pending.append(statement.name)
             self._pgconn.send_query_prepared(statement.name, values)
-        self._awaited.append(None)
+        self._pending.append(None)
 
     def _flush(self) -> None:
-        """Send what the socket takes; the rest when it takes more."""
+        """Send as much as the socket takes, and the remainder when it takes more."""
         if self._pgconn.flush():
             self._loop.add_writer(self._socket, self._on_writable)
 
@@ -222,36 +194,36 @@ class Connection:
             self._lose(ConnectionLost(str(error)))
 
     def _on_readable(self) -> None:
-        """Take in what has arrived; also notices at once when an idle connection ends."""
+        """Read the input. The end of an idle connection shows here as well."""
         lost: psycopg.OperationalError | None = None
         try:
             self._pgconn.consume_input()
         except psycopg.OperationalError as error:
-            lost = error  # what came before the end may still explain it
+            lost = error  # the server may have sent the reason before it closed the connection
         self._read_results()
         if lost and not self.closed:
             self._lose(self._error or ConnectionLost(str(lost)))
 
     def _read_results(self) -> None:
         pgconn = self._pgconn
-        at_end = False
-        while self._answer is not None and not pgconn.is_busy():
+        after_none = False
+        while self._result is not None and not pgconn.is_busy():
             result = pgconn.get_result()
-            if result is None:  # the end of one command's results; twice: of all that arrived
-                if at_end:
+            if result is None:  # the end of one command's results, and twice: of all so far
+                if after_none:
                     return
-                at_end = True
-                self._take_in_batches()
+                after_none = True
+                self._request_chunks()
                 continue
-            at_end = False
+            after_none = False
             status = result.status
             if status in {ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK}:
-                self._take(result)
-                if prepared := self._awaited.popleft():
+                self._take_rows(result)
+                if prepared := self._pending.popleft():
                     self._prepared.add(prepared)
             elif status == ExecStatus.TUPLES_CHUNK:
-                self._take(result)
-                if self._held >= BATCH_BYTES:
+                self._take_rows(result)
+                if self._batch_bytes >= BATCH_BYTES:
                     self._pause()
             elif status == ExecStatus.PIPELINE_SYNC:
                 self._finish()
@@ -259,68 +231,62 @@ class Connection:
             elif status == ExecStatus.FATAL_ERROR:
                 self._error = self._error or self._server_error(result)
 
-    def _take_in_batches(self) -> None:
-        """Ask libpq for chunks of rows: once, when the command's turn has come."""
-        if not self._in_batches or self._is_batching:
-            return
-        if len(self._awaited) == 1 and self._error is None:
-            self._is_batching = True
+    def _request_chunks(self) -> None:
+        """Have libpq show rows in chunks, once the streamed statement is the current command."""
+        if self._streams and len(self._pending) == 1 and self._error is None:
             self._pgconn.set_chunked_rows_mode(CHUNK_ROWS)
 
-    def _take(self, result: pq.abc.PGresult) -> None:
-        """Keep the rows, of the last command alone."""
-        if len(self._awaited) > 1:
+    def _take_rows(self, result: pq.abc.PGresult) -> None:
+        """Keep the rows if they are of the last command."""
+        if len(self._pending) > 1:
             return
         rows = [result.get_value(row, 0) or b"" for row in range(result.ntuples)]
         self._rows += rows
-        if self._in_batches:
-            self._held += sum(map(len, rows))
+        if self._streams:
+            self._batch_bytes += sum(map(len, rows))
 
     def _pause(self) -> None:
-        """Hand over a batch, and read on when somebody wants more."""
+        """Hand over a batch, and read no more until `resume`."""
         self._loop.remove_reader(self._socket)
-        if self._answer is None or self._answer.cancelled():
+        if self._result is None or self._result.cancelled():
             self.close()
         else:
-            self._settle(Answer(self._rows, self))
+            self._settle(Result(self._rows, self))
             self._deadline = self._loop.call_later(PAUSE_SECONDS, self.close)
 
     def _server_error(self, result: pq.abc.PGresult) -> ServerError | None:
         sqlstate = result.error_field(DiagnosticField.SQLSTATE)
         if sqlstate is None:
-            return None  # libpq's own words about a broken connection
+            return None  # libpq's own message about a broken connection
         severity = result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
-        # A session that ends after the last command was carried out may have committed it.
+        # A session that ends after the last command's result may have committed.
         return ServerError(
             sqlstate.decode(),
-            did_not_run=severity == b"ERROR" or bool(self._awaited),
+            did_not_run=severity == b"ERROR" or bool(self._pending),
         )
 
     def _finish(self) -> None:
-        """The Sync is here: everything sent was committed, or nothing."""
+        """Hand over the result. At the Sync, the server has committed everything or nothing."""
         error = self._error
         if error is not None and error.sqlstate in STALE:
             self._lose(error)
             return
         rows, self._rows = self._rows, []
         self.busy = False
-        self.answers_given += 1
-        self._settle(error or Answer(rows))
+        self.uses += 1
+        self._settle(error or Result(rows))
         self._on_free(self)
 
-    def _settle(self, outcome: Answer | QueryFailed) -> None:
-        """Tell whoever waits, if he still does."""
-        answer, self._answer = self._answer, None
-        self._forget_deadline()
-        if answer is None or answer.done():
+    def _settle(self, outcome: Result | QueryFailed) -> None:
+        """Give the outcome to the request, unless it was cancelled."""
+        result, self._result = self._result, None
+        self._cancel_deadline()
+        if result is None or result.done():
             return
         if isinstance(outcome, QueryFailed):
-            answer.set_exception(outcome)
+            result.set_exception(outcome)
         else:
-            answer.set_result(outcome)
-
-    def _overdue(self) -> None:
-        self._lose(AnswerOverdue("no answer in time"))
+            result.set_result(outcome)
 
     def _lose(self, failure: QueryFailed) -> None:
         if self.closed:

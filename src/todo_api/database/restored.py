@@ -1,6 +1,6 @@
-"""After a backup was restored, or a failover lost commits: no version may be given out twice.
+"""`todo-api restored`: no version is given out twice after a backup or a lossy failover.
 
-Clients hold versions that this database has forgotten. New ones start above all of these (ADR 12).
+Clients know versions that this database has lost, so new versions start above them (ADR 12).
 """
 
 import time
@@ -11,9 +11,9 @@ from todo_api.database.address import conninfo, reason
 from todo_api.errors import StartupError
 
 MARGIN = 86_400_000
-"""Milliseconds above every known version and the clock. A forgotten version can be ahead of both,
-because a process's clock was wrong by up to a day or a user wrote more often than once a
-millisecond."""
+"""Milliseconds between the new versions and the known ones, and the clock. A lost version can be
+ahead of both, if a process's clock was wrong by up to a day. It can also be ahead if a user wrote
+more often than once a millisecond."""
 
 _KNOWN = (
     "SELECT max(version) FROM users",
@@ -23,14 +23,14 @@ _KNOWN = (
 _LIFT = (
     "UPDATE users SET version = %s",
     "UPDATE erasures SET version = %s",
-    "INSERT INTO restorations (version) VALUES (%s)",  # for users whom the backup does not know
+    "INSERT INTO restorations (version) VALUES (%s)",  # for users who are not in the backup
 )
 
 
 def lift_versions(url: str) -> int:
-    """Lift the version of every user, and return how many users there are.
+    """Lift the version of every user, and return the number of users.
 
-    Repeating it lifts them once more. Its login has to own the tables. Raises `StartupError`.
+    A second run lifts them once more. The login has to own the tables. Raises `StartupError`.
     """
     try:
         with psycopg.connect(conninfo(url, direct=True)) as connection:

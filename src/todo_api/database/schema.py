@@ -1,7 +1,7 @@
-"""Which schema a database has, and which one this program is for.
+"""The schema's version: the one that a database has, and the newest that this program knows.
 
-Without Alembic, whose import alone takes a tenth of a start (measured): most starts find the newest
-schema and have nothing to migrate.
+It does not use Alembic, because most starts have nothing to migrate and its import alone takes a
+tenth of a start (measured).
 """
 
 from pathlib import Path
@@ -15,12 +15,12 @@ _VERSIONS = Path(__file__).parent / "migrations" / "versions"
 
 
 def newest() -> str:
-    """Return the newest revision that this program knows: files of revisions begin with it."""
+    """Return the newest revision. The name of a revision's file begins with its number."""
     return max(path.name.partition("_")[0] for path in _VERSIONS.glob("[0-9]*.py"))
 
 
 def current(url: str) -> str | None:
-    """Return the database's revision, None where it has none to show. Raises `StartupError`."""
+    """Return the database's revision, or None without one. Raises `StartupError`."""
     try:
         with psycopg.connect(conninfo(url, direct=True)) as connection:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()

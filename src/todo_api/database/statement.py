@@ -1,4 +1,4 @@
-"""A statement: SQL compiled once, with a name that prepared connections know it by."""
+"""A statement: SQL compiled once, with the name under which connections prepare it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,44 +16,43 @@ Rows = list[bytes]
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One SQL statement that answers with rows of one text column.
-
-    `parameters` are the names of $1, $2, … in order. `writes` says that running it twice is not
-    the same as running it once, so it is not sent again after a broken connection. `many` says that
-    the number of rows has no limit, so they are read in batches. The
-    statements in `first` run before it, in the same transaction.
-    """
+    """One SQL statement, which returns rows of one text column."""
 
     name: bytes
     sql: bytes
     parameters: tuple[str, ...]
+    """The names of $1, $2, … in order."""
     writes: bool
-    many: bool = False
+    """Whether running it twice differs from running it once. Such a statement is not sent again
+    after its connection broke."""
+    streamed: bool = False
+    """Whether the number of rows has no limit, so they are read in batches."""
     first: tuple["Statement", ...] = ()
+    """Statements that run before it, in the same transaction."""
 
     @classmethod
     def compiled(
-        cls, name: str, expression: Executable, *, writes: bool = False, many: bool = False
+        cls, name: str, expression: Executable, *, writes: bool = False, streamed: bool = False
     ) -> Self:
         """Compile an SQLModel expression for libpq's `$1` placeholders."""
         compiled = expression.compile(dialect=_dialect)  # type: ignore[attr-defined]
         parameters = tuple(compiled.positiontup)
-        return cls(name.encode(), str(compiled).encode(), parameters, writes, many)
+        return cls(name.encode(), str(compiled).encode(), parameters, writes, streamed)
 
     def after(self, *first: "Statement") -> Self:
         """Return this statement with others to run before it."""
         return replace(self, first=first)
 
-    def encode(self, values: Mapping[str, object]) -> list[bytes | None]:
-        """Return the values in the order of the placeholders, as libpq's text format."""
+    def bind(self, values: Mapping[str, object]) -> list[bytes | None]:
+        """Return the values in the order of the placeholders, in PostgreSQL's text format."""
         return list(map(encode, map(values.__getitem__, self.parameters)))
 
 
 def encode(value: object) -> bytes | None:
-    """Return a value in PostgreSQL's text format.
+    """Return a value in PostgreSQL's text format. Raises `ValueError` for text with a NUL.
 
-    A NUL is refused here whatever was checked before: libpq reads a text value as a C string,
-    so one that slipped through would cut a user's id short and make him another.
+    libpq reads a value as a C string, so a NUL would cut a user's id short and name another user.
+    Therefore this check does not rely on earlier ones.
     """
     if value is None:
         return None

@@ -1,20 +1,22 @@
-"""The parent of the embedded PostgreSQL: starts it, again if it crashes, stops it in the end.
+"""The parent process of the embedded PostgreSQL: it starts, restarts and stops the server.
 
-A script of its own, run by `todo_api.database.embedded` and by nobody else:
+A script of its own. Only `todo_api.database.embedded` runs it:
 
     python -I -S supervisor.py FOLDER ACCOUNT COPY COMMAND…
 
-FOLDER is absolute. ACCOUNT is `uid:gid`, or empty to stay as one is. COPY is a folder to remove
-at the end, or empty. COMMAND is the server. The caller holds `supervisor.lock` and lets this
-process inherit it, so the lock is held without a gap until this process has ended.
+FOLDER is absolute. ACCOUNT is `uid:gid`, or empty to keep the account. COPY is a folder to remove
+at the end, or empty. COMMAND is the server. The caller holds `supervisor.lock` and this process
+inherits it, so the lock is held without a gap until this process ends.
 
-It prints one line, `ready` or the reason why not, and closes its output. From then on it waits
-for an exclusive lock on `users.lock`. The kernel grants that when the last process sharing it has
-gone, however it went, kill -9 included. It is kept to the end: who comes meanwhile waits for the
-server to be down, then starts another. Until then a server that ends by itself (killed, out of
-memory) is started again: it recovers what was committed, and the program its connections.
+It prints one line, `ready` or the reason for a failure, and closes its output. Then it waits for an
+exclusive lock on `users.lock`. Every process that uses the server shares that lock. The kernel
+grants the exclusive one when the last of them has gone, even by kill -9. The supervisor keeps it to
+the end, so a new process waits for the server to be down and then starts another.
 
-Standard library only: it starts in some 30 ms and drags none of the program along.
+Until then the supervisor restarts a server that ends by itself (killed, out of memory). The new
+server recovers all commits, and the program reconnects.
+
+It imports only the standard library, so it starts in some 30 ms.
 """
 
 import fcntl
@@ -30,17 +32,17 @@ from pathlib import Path
 from typing import Any
 
 START_SECONDS = 120
-"""How long a start may take: after a crash of the machine it replays up to 1 GB of log."""
+"""How long a start may take. After a crash of the machine it replays up to 1 GB of log."""
 RESTART_SECONDS = 0.2
-"""How long to wait before a start after a crash: what is left of the old server has to go first."""
+"""How long to wait before a restart, because processes of the old server have to end first."""
 STOP_SECONDS = 10
-"""How long to wait for each way of stopping before taking the next, harsher one."""
+"""How long to wait for the server to stop before sending the next, harsher signal."""
 LOG_BYTES = 1 << 20
-"""A log over this size is emptied at the next start of the server."""
+"""The size of the log above which a start of the server empties it."""
 
 
 def is_ready(data: Path) -> bool:
-    """Return whether PostgreSQL says it accepts connections: line 8 of its `postmaster.pid`."""
+    """Return whether PostgreSQL accepts connections, by line 8 of its `postmaster.pid`."""
     try:
         lines = (data / "postmaster.pid").read_text().splitlines()
     except OSError:
@@ -49,17 +51,17 @@ def is_ready(data: Path) -> bool:
 
 
 def identity(account: tuple[int, ...] | None) -> dict[str, Any]:
-    """Return what `subprocess` needs to run a program as that uid and gid, with no other group."""
+    """Return arguments for `subprocess` to run a program as that uid and gid, without groups."""
     return {"user": account[0], "group": account[1], "extra_groups": []} if account else {}
 
 
 def main() -> None:
-    """Run the server until its last user has left, or SIGTERM comes."""
+    """Run the server until no process uses it, or until SIGTERM."""
     folder, account, copy, *command = sys.argv[1:]
-    if os.fork():  # the caller need not reap, nor even know, the process that stays
+    if os.fork():  # detached, so the caller does not have to reap it
         os._exit(0)
     os.chdir("/")
-    if copy:  # systemd-tmpfiles passes over a folder that is locked
+    if copy:  # systemd-tmpfiles skips a locked folder
         fcntl.flock(os.open(copy, os.O_RDONLY), fcntl.LOCK_EX)
     try:
         Supervisor(Path(folder), account, command).run()
@@ -76,25 +78,26 @@ class Supervisor:
         self._account = tuple(map(int, account.split(":"))) if account else None
         self._command = command
         self._log = self._open_log()
-        self._beginning = 0
+        self._log_start = 0
+        """The size of the log before the last start of the server."""
         self._postgres: subprocess.Popen[bytes] | None = None
-        self._ending = False
-        self._harsher = iter((signal.SIGQUIT, signal.SIGKILL))
+        self._stopping = False
+        self._harsher_signals = iter((signal.SIGQUIT, signal.SIGKILL))
 
     def run(self) -> None:
-        """Start the server, report, and keep it running until it is to end."""
-        signal.signal(signal.SIGALRM, self._insist)
+        """Start the server, report, and restart it until the supervisor stops it."""
+        signal.signal(signal.SIGALRM, self._send_harsher_signal)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
         if not self._start():
-            self._report_why_not()
+            self._report_failure()
             return
         self._report("ready")
         users = self._folder / "users.lock"
         threading.Thread(target=await_last_user, args=(users,), daemon=True).start()
         self._wait()
         pause = RESTART_SECONDS
-        while not self._ending:
+        while not self._stopping:
             time.sleep(pause)
             pause = RESTART_SECONDS if self._start() else min(2 * pause, STOP_SECONDS)
             self._wait()
@@ -104,18 +107,18 @@ class Supervisor:
         return os.open(self._folder / "log", flags, 0o600)
 
     def _start(self) -> bool:
-        """Start the server, unless it is to end; return whether it became ready."""
-        if self._ending:
+        """Start the server and return whether it is ready. Does nothing once it should stop."""
+        if self._stopping:
             return False
         if os.fstat(self._log).st_size > LOG_BYTES:
             os.ftruncate(self._log, 0)
-        self._beginning = os.fstat(self._log).st_size
+        self._log_start = os.fstat(self._log).st_size
         data = self._folder / "data"
         signal.alarm(START_SECONDS)
         try:
             self._postgres = subprocess.Popen(  # noqa: S603 - our own command
                 self._command,
-                cwd=data,  # entered before the account is taken on: see embedded.py
+                cwd=data,  # entered before the change of account: see embedded.py
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
@@ -124,11 +127,11 @@ class Supervisor:
         except OSError as error:
             os.write(self._log, f"FATAL: {error.strerror} ({self._command[0]})\n".encode())
             return False
-        if self._ending:  # asked for meanwhile, of the server before
+        if self._stopping:  # a signal came during the start, for the server before
             self._stop()
         while not (ready := is_ready(data)) and self._postgres.poll() is None:
             time.sleep(0.002)
-        if not self._ending:
+        if not self._stopping:
             signal.alarm(0)
         return ready
 
@@ -137,27 +140,27 @@ class Supervisor:
             self._postgres.wait()
 
     def _stop(self, *_: object) -> None:
-        """Make SIGTERM a fast shutdown, with harsher ones to follow where that gets stuck."""
-        self._ending = True
+        """Start a fast shutdown. Harsher signals follow if the server does not stop."""
+        self._stopping = True
         self._send(signal.SIGINT)
 
-    def _insist(self, *_: object) -> None:
-        self._send(next(self._harsher, signal.SIGKILL))
+    def _send_harsher_signal(self, *_: object) -> None:
+        self._send(next(self._harsher_signals, signal.SIGKILL))
 
     def _send(self, number: signal.Signals) -> None:
         if self._postgres is not None:
             self._postgres.send_signal(number)
         signal.alarm(STOP_SECONDS)
 
-    def _report_why_not(self) -> None:
+    def _report_failure(self) -> None:
         self._wait()
-        said = os.pread(self._log, LOG_BYTES, self._beginning).decode(errors="replace")
-        fatal = [line.partition("FATAL:")[2].strip() for line in said.splitlines()]
+        log = os.pread(self._log, LOG_BYTES, self._log_start).decode(errors="replace")
+        fatal = [line.partition("FATAL:")[2].strip() for line in log.splitlines()]
         status = self._postgres.returncode if self._postgres else None
         self._report(next(filter(None, fatal), f"exit status {status}"))
 
     def _report(self, line: str) -> None:
-        """Tell the caller, if it still lives, and let go of its pipe."""
+        """Print the line for the caller, if it still lives, and close the pipe."""
         with suppress(BrokenPipeError):
             os.write(1, f"{line}\n".encode())
         os.dup2(self._log, 1)
@@ -165,7 +168,7 @@ class Supervisor:
 
 
 def await_last_user(users: Path) -> None:
-    """Block until no process shares the lock, then have the main thread stop the server."""
+    """Wait until no process shares the lock, then signal the main thread to stop the server."""
     fcntl.flock(os.open(users, os.O_RDWR), fcntl.LOCK_EX)
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 

@@ -11,8 +11,8 @@ from typing import cast
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from todo_api.errors import Overloaded, RequestTimeout
+from todo_api.limiter import Limiter
 from todo_api.request_context import RequestContext
-from todo_api.turns import Turns
 
 WAITING = 20
 """How many may wait for each place."""
@@ -21,23 +21,23 @@ WAITING = 20
 class _Place:
     """The place of one request, which it leaves while it waits for its client."""
 
-    __slots__ = ("_is_taken", "_turns")
+    __slots__ = ("_is_taken", "_limiter")
 
-    def __init__(self, turns: Turns[None]) -> None:
-        self._turns = turns
+    def __init__(self, limiter: Limiter[None]) -> None:
+        self._limiter = limiter
         self._is_taken = False
 
     async def take(self) -> None:
         """Take it, as soon as there is one. Raises `Overloaded`."""
-        if not self._turns.take_free():
-            await self._turns.wait()
+        if not self._limiter.try_acquire():
+            await self._limiter.wait()
         self._is_taken = True
 
     def leave(self) -> None:
         """Leave it to somebody else."""
         if self._is_taken:
             self._is_taken = False
-            self._turns.hand_on()
+            self._limiter.release()
 
     async def step_aside(self, body: Awaitable[Message]) -> Message:
         """Leave it until the client has sent all of the body."""
@@ -62,14 +62,14 @@ class Limits:
     def __init__(self, app: ASGIApp, *, in_flight: int, wait: float, seconds: float) -> None:
         self._app = app
         self._seconds = seconds
-        self._turns: Turns[None] = Turns(
-            in_flight, wait, Overloaded, newest_first=True, most_waiting=WAITING * in_flight
+        self._limiter: Limiter[None] = Limiter(
+            in_flight, wait, Overloaded, lifo=True, max_waiters=WAITING * in_flight
         )
 
     @property
     def in_flight(self) -> int:
         """How many requests are worked on."""
-        return self._turns.taken
+        return self._limiter.in_use
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request. Raises `Overloaded` or `RequestTimeout`."""
@@ -84,7 +84,7 @@ class Limits:
             expired = True
             task.cancel()
 
-        place = _Place(self._turns)
+        place = _Place(self._limiter)
         RequestContext.of(scope).await_body = place.step_aside
         deadline = asyncio.get_running_loop().call_later(self._seconds, expire)
         try:

@@ -6,7 +6,7 @@ from hashlib import sha256
 from time import time
 
 from todo_api.auth.owner import Owner
-from todo_api.database.database import Database, Rest
+from todo_api.database.database import Database, StreamedRows
 from todo_api.database.statement import Rows, Statement
 from todo_api.errors import AccountErased, TaskNotFound
 from todo_api.tasks import statements
@@ -61,10 +61,10 @@ class OwnedTasks:
         self._database = database
         self._known_owners = known_owners
 
-    async def list(self, query: TaskQuery) -> tuple[Rows, Rest | None]:
+    async def list(self, query: TaskQuery) -> tuple[Rows, StreamedRows | None]:
         """Return the tasks, or the first of very many and the rest."""
         statement = statements.list_tasks(_STATUSES[query.status], query.sort, query.order)
-        return await self._database.read(self.owner.id, statement)
+        return await self._database.stream(self.owner.id, statement)
 
     async def get(self, task_id: int) -> bytes:
         """Return one task."""

@@ -130,7 +130,7 @@ def list_tasks(status: Status | None, sort: Sort, order: Order | None) -> Statem
     if status:
         tasks = tasks.where(col(Task.status) == literal_column(f"'{status}'"))
     name = f"list_{status or 'all'}_by_{sort}_{direction}"
-    return Statement.compiled(name, _as_json(tasks.subquery("task")), many=True)
+    return Statement.compiled(name, _as_json(tasks.subquery("task")), streamed=True)
 
 
 @cache

@@ -1,7 +1,4 @@
-"""The schema's history, and the way to its newest version.
-
-Inside the package, so that an installed wheel can migrate.
-"""
+"""The schema's migrations, inside the package so that an installed wheel can run them."""
 
 from pathlib import Path
 
@@ -18,14 +15,14 @@ from todo_api.database.address import conninfo, reason
 from todo_api.errors import StartupError
 
 ADVISORY_LOCK = 0x70D0_A91
-"""One migrator at a time, in one database: the lock's number (any fixed one would do)."""
+"""The number of the lock that a migration holds. Any fixed number would do."""
 
 LOCK_TIMEOUT = "2s"
-"""How long a migration may wait for a table, and so how long it may hold up requests."""
+"""How long a migration may wait for a table. Requests for the table wait behind it."""
 
 
 def configuration(connection: Connection | None = None, metadata: MetaData | None = None) -> Config:
-    """Return Alembic's configuration: run on `connection`, compare with `metadata`."""
+    """Return Alembic's configuration, to run on `connection` and compare with `metadata`."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes.update(connection=connection, metadata=metadata)
@@ -33,16 +30,15 @@ def configuration(connection: Connection | None = None, metadata: MetaData | Non
 
 
 def migrate(url: str) -> None:
-    """Bring the schema to the newest version, in one transaction.
+    """Bring the schema to the newest version, in one transaction. Raises `StartupError`.
 
-    Processes that start together wait for each other. A schema that is newer than this program is
-    left as it is: during a rolling update the old version meets the new schema.
-    Raises `StartupError`.
+    Processes that start together wait for each other. A schema that is newer than this program
+    stays as it is, because the old program runs on it during a rolling update.
     """
     engine = _engine(url)
     try:
         with engine.begin() as connection:
-            # Of the transaction, not of the session: it holds through a pooler as well.
+            # A lock of the transaction, because a session's lock does not hold through a pooler.
             connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
             connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
             if not _is_newer(connection):
@@ -57,7 +53,7 @@ def print_sql() -> None:
 
 
 def _engine(url: str) -> Engine:
-    """Return SQLAlchemy's way to the database. libpq alone reads the address."""
+    """Return an engine that leaves reading the address to libpq."""
     address = conninfo(url, direct=True)
     return create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(address), poolclass=NullPool
@@ -65,7 +61,7 @@ def _engine(url: str) -> Engine:
 
 
 def _is_newer(connection: Connection) -> bool:
-    """Tell whether the database is at a revision that this program does not know."""
+    """Return whether the database is at a revision that this program does not know."""
     current = MigrationContext.configure(connection).get_current_revision()
     if current is None:
         return False
@@ -77,15 +73,15 @@ def _is_newer(connection: Connection) -> bool:
 
 
 def _explain(error: DBAPIError) -> str:
-    """Say in one line what an operator has to do, without an address."""
-    state = getattr(error.orig, "sqlstate", None)
-    if state == "42501":
+    """Return one line of advice for the operator, without an address."""
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate == "42501":  # insufficient_privilege
         return (
             "DATABASE_URL: its user may not make the schema; migrate once as an administrator "
             "(`todo-api migrate --sql` prints the statements) and set AUTO_MIGRATE=off"
         )
-    if state == "55P03":
+    if sqlstate == "55P03":  # lock_not_available
         return "AUTO_MIGRATE: a table was in use for too long; nothing was changed, start again"
-    if state is None:
+    if sqlstate is None:
         return f"DATABASE_URL: {reason(error.orig)}"
-    return f"DATABASE_URL: the migration failed and was rolled back ({state})"
+    return f"DATABASE_URL: the migration failed and was rolled back ({sqlstate})"

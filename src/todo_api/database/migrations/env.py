@@ -1,13 +1,13 @@
-"""Alembic's entry: online on the connection it is handed, offline as an SQL script."""
+"""Alembic's entry point. Online it uses the given connection, offline it prints an SQL script."""
 
 from alembic import context
 
 settings = context.config.attributes
-metadata = settings.get("metadata")  # only to compare with: an upgrade needs none
+metadata = settings.get("metadata")  # only a comparison needs it, an upgrade does not
 
 
 def is_ours(name: str | None, kind: str, _parents: object) -> bool:
-    """Leave alone what else lives in the database: Better Auth may share it."""
+    """Return whether to compare an object. Better Auth's tables may share the database."""
     return kind != "table" or metadata is None or name in metadata.tables
 
 

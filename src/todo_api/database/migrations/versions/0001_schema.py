@@ -1,4 +1,4 @@
-"""Users and their tasks, and the row security that keeps them apart."""
+"""Users, their tasks, and row security."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,8 +9,8 @@ branch_labels = None
 depends_on = None
 
 OWNER = "nullif(current_setting('app.user_id', true), '')"
-"""The owner that the request named. Afterwards the setting is '' on this connection, not NULL.
-Without a sub-select, because Citus refuses one in a policy."""
+"""The owner that the request named. After the transaction the setting is '', not NULL. It needs no
+sub-select, which Citus refuses in a policy."""
 
 OWNER_HASH = f"sha256(convert_to({OWNER}, 'UTF8'))"
 
@@ -21,7 +21,7 @@ POLICIES = {
     "erasures": f"user_hash = {OWNER_HASH}",
     "rate_limits": f"user_hash = {OWNER_HASH}",
 }
-"""Which rows a request may see and write, of each table that has users' rows."""
+"""The condition for the rows that a request may see and write, by table."""
 
 
 def upgrade() -> None:
@@ -39,7 +39,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop everything but the role, because another database of the cluster may use it."""
+    """Drop everything except the role, because another database of the cluster may use it."""
     for function in ("take_request", "begin_owner", "plan_once", "name_owner"):
         op.execute(f"DROP FUNCTION {function}")
     for table in ("rate_limits", "restorations", "erasures", "tombstones", "tasks", "users"):
@@ -88,7 +88,7 @@ def _make_tables() -> None:
     )
     op.create_table(
         "erasures",
-        # A hash instead of the id: what remains of an erased user must not name them.
+        # A hash instead of the id, because nothing may name an erased user.
         sa.Column("user_hash", sa.LargeBinary, primary_key=True),
         sa.Column("version", sa.BigInteger, nullable=False),
         _timestamp("erased_at", "statement_timestamp()"),
@@ -113,10 +113,10 @@ def _timestamp(name: str, default: str = "now()") -> sa.Column[object]:
 
 
 def _make_role() -> None:
-    """Make the role where it is missing, and let this login take it.
+    """Make the role if it is missing, and let this login take it.
 
-    From PostgreSQL 16 on, the creator of a role cannot take it without WITH SET TRUE. Two
-    databases of one cluster may be migrated at the same moment.
+    From PostgreSQL 16 on, the creator of a role cannot take it without WITH SET TRUE. A migration
+    of another database in the cluster may make the role at the same moment.
     """
     op.execute("""
         DO $$
@@ -136,7 +136,7 @@ def _make_role() -> None:
                 GRANT todo_member TO CURRENT_USER;
             END IF;
             IF NOT has_schema_privilege('todo_member', current_schema(), 'USAGE') THEN
-                -- Not by format(): Alembic doubles its percent signs in a script.
+                -- Without format(), because Alembic doubles its percent signs in a script.
                 EXECUTE 'GRANT USAGE ON SCHEMA ' || quote_ident(current_schema())
                     || ' TO todo_member';
             END IF;
@@ -146,7 +146,7 @@ def _make_role() -> None:
 
 
 def _grant() -> None:
-    """Grant column by column what the API does. Nobody can give a task to another user."""
+    """Grant each column that the API reads or writes. No user can give a task to another user."""
     granted = {
         "users": "SELECT (id, version, tokens_from), INSERT (id, email, version),"
         " UPDATE (version, tokens_from), DELETE",
@@ -164,20 +164,20 @@ def _grant() -> None:
 
 
 def _make_functions() -> None:
-    # In the place of a plain set_config: on Citus its body is another one (`citus.py`). PostgreSQL
-    # inlines it, so the call costs nothing.
+    # A function instead of a plain set_config, because Citus needs another body (`citus.py`).
+    # PostgreSQL inlines it, so the call costs nothing.
     op.execute("""
         CREATE FUNCTION name_owner(owner text) RETURNS text LANGUAGE sql VOLATILE
         AS $$ SELECT set_config('app.user_id', owner, true) $$
     """)
-    # Likewise: Citus plans for the values alone, because they choose the shard.
+    # A function for the same reason. Citus has to plan with the values, which select the shard.
     op.execute("""
         CREATE FUNCTION plan_once() RETURNS text LANGUAGE sql VOLATILE
         AS $$ SELECT set_config('plan_cache_mode', 'force_generic_plan', true) $$
     """)
-    # Each query of a volatile function has a snapshot of its own. So the look for an erasure sees
-    # one that was committed while the INSERT waited for its row.
-    # Ten seconds: the issuer's clock and ours may differ by that (auth/tokens.py).
+    # Each query of a volatile function has its own snapshot. So the query for an erasure sees one
+    # that was committed while the INSERT waited for its row.
+    # The issuer's clock and ours may differ by ten seconds (auth/tokens.py).
     op.execute("""
         CREATE FUNCTION begin_owner(
             owner text, address text, issued_at double precision, moment bigint
@@ -190,7 +190,7 @@ def _make_functions() -> None:
         BEGIN
             INSERT INTO users AS u (id, email, version) VALUES (owner, address, moment)
                 ON CONFLICT (id) DO UPDATE SET version = u.version;
-            -- Joined, so that Citus reads the mark on the node that has the user's row.
+            -- A join, so Citus reads the mark on the node that has the user's row.
             SELECT e.* INTO erasure FROM users AS u, erasures AS e
                 WHERE u.id = owner AND e.user_hash = hash;
             SELECT max(version) INTO restored FROM restorations;
@@ -206,8 +206,8 @@ def _make_functions() -> None:
         END
         $$
     """)
-    # The same rule as in auth/rate_limits.py. The row's lock makes it exact: requests of one user
-    # run one after another here, those of others do not wait.
+    # The same rule as in auth/rate_limits.py. It is exact because requests of one user wait for
+    # the lock on their row. Requests of other users do not wait.
     op.execute("""
         CREATE FUNCTION take_request(owner text, quota integer)
         RETURNS void LANGUAGE plpgsql VOLATILE AS $$
@@ -218,7 +218,7 @@ def _make_functions() -> None:
             latest timestamptz := moment + interval '1 minute';
             last_with_room timestamptz := latest - step;
         BEGIN
-            -- Citus wants immutable functions alone in the update: so the sum is made in UTC.
+            -- The sum is in UTC, because Citus allows only immutable functions in the update.
             INSERT INTO rate_limits AS bucket (user_hash, full_at)
             VALUES (hash, moment + step)
             ON CONFLICT (user_hash) DO UPDATE

@@ -1,1 +1,1 @@
-"""One module a revision, named by its number."""
+"""One module for each revision. The number of the revision begins its name."""
