@@ -83,7 +83,7 @@ def configuration(settings: Settings, database_url: str) -> uvicorn.Config:
         server_header=False,
         date_header=True,
         proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        forwarded_allow_ips=[str(each) for each in settings.trusted_proxies],
         http=StrictProtocol,
         ws="none",
         lifespan="on",
