@@ -138,13 +138,17 @@ def test_wrong_value_is_one_line_that_names_the_variable(
         ({"CORS_ORIGINS": ","}, "CORS_ORIGINS (or FRONTEND_URL): must name at least one"),
         (
             {"NEON_DB_URL": "x", "BETTER_AUTH_SECRET": SECRET},
-            "DATABASE_URL (or NEON_DATABASE_URL, NEON_DB_URL): "
-            "must start with postgresql:// or postgres://",
+            (
+                "DATABASE_URL (or NEON_DATABASE_URL, NEON_DB_URL): "
+                "must start with postgresql:// or postgres://"
+            ),
         ),
         (
             {"BETTER_AUTH_JWKS_URL": "https://keys.example"},
-            "BETTER_AUTH_URL: must be set beside BETTER_AUTH_JWKS_URL, "
-            "because tokens are checked against its origin",
+            (
+                "BETTER_AUTH_URL: must be set beside BETTER_AUTH_JWKS_URL, "
+                "because tokens are checked against its origin"
+            ),
         ),
         ({"PORT": "65536"}, "PORT: Input should be less than or equal to 65535"),
     ],
