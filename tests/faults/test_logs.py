@@ -1,8 +1,10 @@
 """The log of the program as a process: a line for each request, and nothing of what it held."""
 
 import json
+import os
 import re
 import socket
+import subprocess
 import time
 from asyncio import to_thread
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +19,7 @@ import psycopg
 import pytest
 
 from support.network import Network
-from support.program import Program, serving
+from support.program import Program, command, environment, serving
 from support.service import ORIGIN, SECRET, bearer, token
 from support.waiting import wait_for
 from todo_api.http.body import MAXIMUM_BYTES
@@ -318,21 +320,56 @@ def test_fault_of_our_own_is_logged_once_without_variables(
     assert log.text.count("broken") == 2  # the error, and the line of the request
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_broken_pipes_do_not_stop_the_service(
+    tmp_path: Path, database_url: str, unused_port: int, workers: str
+) -> None:
+    """Nothing reads the standard output and the log of this program."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen(
+        command("serve", "--port", str(unused_port), "--workers", workers),
+        cwd=tmp_path,
+        env=environment(DATABASE_URL=database_url, **KEYS),
+        stdout=writer,
+        stderr=writer,
+    )
+    os.close(writer)
+    address = f"http://127.0.0.1:{unused_port}"
+    try:
+        wait_for(lambda: answers(f"{address}/livez"))
+        with httpx2.Client(base_url=address, timeout=15, trust_env=False) as client:
+            started = time.monotonic()
+            for _ in range(300):  # more than a buffer of lines
+                assert client.get(TASKS, headers=bearer("alice")).status_code == 200
+            assert time.monotonic() - started < 10
+    finally:
+        process.terminate()
+    assert process.wait(15) == 0
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx2.get(url, trust_env=False).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
 def hashes(folder: Path, url: str, workers: int = 1, **variables: str) -> set[str]:
-    """Ask every worker as two users, and return the one hash of each user."""
+    """Ask every worker as two users, each with a verb, and return the one hash of each user."""
     with logging(folder, url, "--workers", str(workers), **variables) as (_, client, log):
 
         def processes() -> set[str]:
-            for user in ("alice", "bob"):
-                client.get(TASKS, headers=signed_in(user, Connection="close"))
+            for verb, user in (("GET", "alice"), ("HEAD", "bob")):
+                client.request(verb, TASKS, headers=signed_in(user, Connection="close"))
             return {line["request_id"][:16] for line in log.requests}
 
         wait_for(lambda: len(processes()) == workers)
-    written = [line["user"] for line in log.requests]
-    assert written == written[:2] * (len(written) // 2)
-    assert all(re.fullmatch("[0-9a-f]{16}", each) for each in written)
-    assert len(set(written)) == 2
-    return set(written)
+    written = {(line["method"], line["user"]) for line in log.requests}
+    users = {user for _, user in written}
+    assert all(re.fullmatch("[0-9a-f]{16}", user) for user in users)
+    assert len(written) == len(users) == 2
+    return users
 
 
 def test_user_is_a_hash_under_the_key(tmp_path: Path, database_url: str) -> None:
