@@ -159,7 +159,7 @@ async def _findings() -> "list[Finding]":
         settings = Settings.load()
         with _database(settings) as url:
             with_secret = development.with_secret(settings)
-            return [finding async for finding in check.findings(with_secret, url)]
+            return await check.findings(with_secret, url)
     except StartupError as error:
         return [check.Finding("settings", "failure", str(error))]
 

@@ -22,7 +22,7 @@ async def publisher() -> AsyncIterator[Publisher]:
 
 
 async def look(url: str, **values: Any) -> dict[str, Finding]:
-    found = [finding async for finding in findings(settings(**values), url)]
+    found = await findings(settings(**values), url)
     assert len({finding.subject for finding in found}) == len(found)
     return {finding.subject: finding for finding in found}
 
@@ -54,7 +54,9 @@ async def test_schema_that_is_missing_or_newer(
     assert fresh["schema"].status == "warning"
     assert "row security" not in fresh
     sql.execute("UPDATE alembic_version SET version_num = '9999'")
-    assert (await look(database_url))["schema"].status == "warning"
+    newer = await look(database_url)
+    assert newer["schema"].status == "warning"
+    assert newer["row security"].status == "ok"
 
 
 async def test_row_security_that_is_off_or_loosened(
@@ -100,6 +102,8 @@ async def test_origins_that_do_not_fit(database_url: str, publisher: Publisher) 
     assert publisher.url in lacking["origins"].detail
     plain = await look(database_url, cors_origins=("http://app.example",))
     assert plain["origins"].status == "warning"
+    loopback = await look(database_url, cors_origins=("http://[::1]:3000", "http://localhost:1"))
+    assert loopback["origins"].status == "ok"
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
