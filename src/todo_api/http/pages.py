@@ -1,4 +1,4 @@
-"""The pages for people and tools around the API: health, the OpenAPI document, its reader."""
+"""The public pages beside the API: health, the OpenAPI document, and Swagger UI to read it."""
 
 import json
 from base64 import b64encode
@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from mimetypes import guess_type
 from pathlib import Path
 from re import DOTALL, search
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -22,26 +23,24 @@ from todo_api.errors import ServiceUnavailable
 from todo_api.http.answers import Error, json_answer
 
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
-"""Swagger UI's files, as the package fastapi-offline carries them."""
+"""Swagger UI's files in the package fastapi-offline."""
 
 
 class Health(BaseModel):
-    """One word about the service."""
+    """The state of the service, in one word."""
 
     status: str
 
 
 class PublicRoute(APIRoute):
-    """A documented route that anybody may ask; its endpoint gets the request alone."""
+    """A documented route without authentication, whose endpoint gets only the request."""
 
-    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
+    def __init__(
+        self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **options: Any
+    ) -> None:
+        name = endpoint.__name__
         super().__init__(
-            path,
-            endpoint,
-            operation_id=endpoint.__name__,
-            response_model=Health,
-            responses={503: {"model": Error}} if path == "/readyz" else None,
-            tags=["health"],
+            path, endpoint, operation_id=name, response_model=Health, tags=["health"], **options
         )
         self.app = self._serve
 
@@ -51,30 +50,34 @@ class PublicRoute(APIRoute):
 
 
 def health_routes(not_ready: Callable[[], Awaitable[str | None]]) -> list[PublicRoute]:
-    """Return `/health`, `/livez` and `/readyz`; `not_ready` says why not, or None."""
+    """Return `/health`, `/livez` and `/readyz`; `not_ready` gives the reason for a 503."""
 
     async def health(_: Request) -> Response:
-        """Say that the service runs."""
+        """Report that the service runs."""
         return json_answer(b'{"status": "healthy"}')
 
     async def livez(_: Request) -> Response:
-        """Say that the process lives; it needs nothing else."""
+        """Report that the process lives, whatever the database does."""
         return json_answer(b'{"status": "ok"}')
 
     async def readyz(_: Request) -> Response:
-        """Say whether requests can be served, or why not."""
+        """Report whether requests can be served, and if not, why."""
         if problem := await not_ready():
             raise ServiceUnavailable(problem)
         return json_answer(b'{"status": "ready"}')
 
-    return [PublicRoute(f"/{each.__name__}", each) for each in (health, livez, readyz)]
+    return [
+        PublicRoute("/health", health),
+        PublicRoute("/livez", livez),
+        PublicRoute("/readyz", readyz, responses={503: {"model": Error}}),
+    ]
 
 
 def add_documents(app: FastAPI) -> None:
     """Add `/openapi.json` and `/docs`, which loads nothing from another host."""
     page, policy = _documentation_page(app.title)
 
-    @cache  # made when it is first asked for: a start need not wait for it
+    @cache  # built at the first request, so that the start does not wait for it
     def document() -> bytes:
         return json.dumps(app.openapi()).encode()
 
@@ -100,7 +103,7 @@ def _asset(path: Path) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _documentation_page(title: str) -> tuple[bytes, str]:
-    """Return the page, and the policy that lets its one inline script run and no other."""
+    """Return Swagger UI's page, and a policy that allows only its own inline script."""
     page = bytes(
         get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -123,7 +126,7 @@ def _documentation_page(title: str) -> tuple[bytes, str]:
 
 
 def _folder() -> Path:
-    """Return the folder of Swagger UI's files, without importing the package that carries them."""
+    """Return the folder of Swagger UI's files, without an import of their package."""
     package = find_spec("fastapi_offline")
     if package is None or package.origin is None:
         raise RuntimeError("the package fastapi-offline is not installed")
