@@ -148,7 +148,7 @@ class KeySet:
             return False
         self._fetched_at = self._clock()
         if keys != self._verifier.keys.published:
-            self._verifier.use(replace(self._verifier.keys, published=keys))
+            self._verifier.replace_keys(replace(self._verifier.keys, published=keys))
             log.info("key set loaded", algorithms=sorted(key.algorithm for key in keys.values()))
         return True
 
