@@ -64,7 +64,19 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
     assert (settings.port, settings.workers, settings.host) == (3, 6, "::1")
 
 
-def test_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_may_have_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, LOG_LEVEL="INFO", LOG_FORMAT="Json", ROW_SECURITY="OFF")
+    assert (settings.log_level, settings.log_format, settings.row_security) == (
+        *("info", "json", False),
+    )
+
+
+def test_host_loses_its_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, HOST="[::1]", METRICS_HOST="[::]")
+    assert (settings.host, settings.metrics_host) == ("::1", "::")
+
+
+def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, DATABASE_URL="", BETTER_AUTH_SECRET="").development
 
 
@@ -109,6 +121,9 @@ WRONG: list[tuple[str, dict[str, str]]] = [
     ("CORS_ORIGINS", {"CORS_ORIGINS": "https://a.example?hunter2"}),
     ("CORS_ORIGINS", {"CORS_ORIGINS": "https://u:hunter2@a.example"}),
     ("CORS_ORIGINS", {"CORS_ORIGINS": ","}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "https://a.example,*,https://hunter2.example"}),
+    ("BETTER_AUTH_SECRET", {"BETTER_AUTH_SECRET": "hunter2\udcff" * 8}),
+    ("STATEMENT_TIMEOUT", {"STATEMENT_TIMEOUT": "nan"}),
     ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "https://host:hunter2"}),
     ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "https://hunter2℀.com"}),
     ("LOG_LEVEL", {"LOG_LEVEL": "hunter2"}),
