@@ -1,10 +1,10 @@
-"""`todo-api check`: what is configured, whether it works, and what to do where it does not."""
+"""`todo-api check`: what is configured, whether it works, and what to do if it does not."""
 
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Literal
+from urllib.parse import urlsplit
 
 from todo_api.auth.key_set import REFRESH_SECONDS, Fetched, FetchFailed, fetch, read_key_set
 from todo_api.auth.tokens import LEEWAY
@@ -14,61 +14,65 @@ from todo_api.errors import ApiError, StartupError
 from todo_api.settings import Settings, is_loopback, origin_of
 
 CLOCK_SECONDS = 2.0
-"""A difference of the clocks that is worth a word: `Date` has whole seconds."""
+"""A smaller difference between the clocks means nothing, because `Date` has whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, how it is, and what to do if it is not well."""
+    """One checked thing, its status, and in `detail` what to do if something is wrong."""
 
     subject: str
     status: Literal["ok", "warning", "failure"]
     detail: str
 
 
-async def findings(settings: Settings, database_url: str) -> AsyncIterator[Finding]:
-    """Look at everything, in the order in which a request needs it. No secret is in a detail."""
-    async for finding in _database(settings, database_url):
-        yield finding
-    yield _secret(settings)
-    if settings.jwks_url:
-        async for finding in _key_set(settings.jwks_url):
-            yield finding
-    yield _origins(settings)
+async def findings(settings: Settings, database_url: str) -> list[Finding]:
+    """Check everything in the order in which a request needs it. No detail contains a secret."""
+    return [
+        *await _database(settings, database_url),
+        _secret(settings),
+        *(await _key_set(settings.jwks_url) if settings.jwks_url else []),
+        _origins(settings),
+    ]
 
 
-async def _database(settings: Settings, url: str) -> AsyncIterator[Finding]:
+async def _database(settings: Settings, url: str) -> list[Finding]:
     database = Database(url, settings)
     try:
         await database.ping()
-        yield Finding("database", "ok", f"PostgreSQL {database.server_version} answers")
-        schema = _schema(settings, url)
-        yield schema
-        if schema.status == "ok" or "newer" in schema.detail:
-            yield await _row_security(settings, database)
-        yield await _prepared_statements(settings, database)
+        return [
+            Finding("database", "ok", f"PostgreSQL {database.server_version} answers"),
+            *await _schema(settings, url, database),
+            await _prepared_statements(settings, database),
+        ]
     except StartupError as error:
-        yield Finding("database", "failure", str(error))
+        return [Finding("database", "failure", str(error))]
     except ApiError as error:
-        yield Finding("database", "failure", f"DATABASE_URL: {error.__cause__}")
+        return [Finding("database", "failure", f"DATABASE_URL: {error.__cause__}")]
     finally:
         database.close()
 
 
-def _schema(settings: Settings, url: str) -> Finding:
+async def _schema(settings: Settings, url: str, database: Database) -> list[Finding]:
+    """Check the schema, and row security if the schema has it."""
     try:
-        current = schema.current(url)
+        current, newest = schema.current(url), schema.newest()
     except StartupError as error:
-        return Finding("schema", "failure", str(error))
-    newest = schema.newest()
+        return [Finding("schema", "failure", str(error))]
+    if current is None or current < newest:
+        return [_old_schema(settings, current or "none", newest)]
     if current == newest:
-        return Finding("schema", "ok", f"at its newest version, {newest}")
-    if current is not None and current > newest:
-        return Finding("schema", "warning", f"newer ({current}) than this program ({newest})")
-    missing = f"at version {current or 'none'}, this program needs {newest}"
+        version = Finding("schema", "ok", f"at its newest version, {newest}")
+    else:
+        version = Finding("schema", "warning", f"newer ({current}) than this program ({newest})")
+    return [version, await _row_security(settings, database)]
+
+
+def _old_schema(settings: Settings, current: str, newest: str) -> Finding:
+    problem = f"at version {current}, this program needs {newest}"
     if settings.auto_migrate:
-        return Finding("schema", "warning", f"{missing}; `todo-api serve` will migrate it")
-    return Finding("schema", "failure", f"{missing}; run `todo-api migrate`")
+        return Finding("schema", "warning", f"{problem}; `todo-api serve` will migrate it")
+    return Finding("schema", "failure", f"{problem}; run `todo-api migrate`")
 
 
 async def _row_security(settings: Settings, database: Database) -> Finding:
@@ -84,7 +88,7 @@ async def _row_security(settings: Settings, database: Database) -> Finding:
 
 
 async def _prepared_statements(settings: Settings, database: Database) -> Finding:
-    """A pooler that cannot keep them fails when the same statement comes again."""
+    """Repeat a statement, because a pooler that loses prepared statements fails then."""
     if not settings.prepared_statements:
         return Finding("prepared statements", "ok", "not used")
     try:
@@ -103,49 +107,44 @@ def _secret(settings: Settings) -> Finding:
     return Finding("shared secret", "ok", "long enough")  # Settings refuses a shorter one
 
 
-async def _key_set(url: str) -> AsyncIterator[Finding]:
+async def _key_set(url: str) -> list[Finding]:
     try:
         fetched = await fetch(url)
         keys = read_key_set(fetched.content)
     except FetchFailed as error:
-        yield Finding(
-            "key set", "failure", f"{error}; is BETTER_AUTH_URL right, and the issuer running?"
-        )
-        return
-    algorithms = ", ".join(sorted({key.algorithm for key in keys.values()}))
+        hint = "is BETTER_AUTH_URL right, and the issuer running?"
+        return [Finding("key set", "failure", f"{error}; {hint}")]
     if keys:
-        every = f"our copy gets at most {REFRESH_SECONDS:.0f} s old"
-        yield Finding("key set", "ok", f"{len(keys)} keys ({algorithms}); {every}")
+        algorithms = ", ".join(sorted({key.algorithm for key in keys.values()}))
+        age = f"our copy is at most {REFRESH_SECONDS:.0f} s old"
+        found = Finding("key set", "ok", f"{len(keys)} keys ({algorithms}); {age}")
     else:
-        yield Finding("key set", "warning", "empty; Better Auth makes a key with its first token")
-    yield _clock(fetched)
+        found = Finding("key set", "warning", "empty; Better Auth makes a key with its first token")
+    return [found, _clock(fetched)]
 
 
 def _clock(fetched: Fetched) -> Finding:
     try:
         theirs = parsedate_to_datetime(fetched.date or "").timestamp()
     except ValueError:
-        return Finding("clock", "warning", "the issuer does not say what time it is")
+        return Finding("clock", "warning", "the issuer does not send its time")
     skew = time.time() - theirs
     difference = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the issuer's"
     if abs(skew) <= CLOCK_SECONDS:
         return Finding("clock", "ok", "agrees with the issuer's")
     if abs(skew) <= LEEWAY:
         return Finding("clock", "warning", f"{difference}; {LEEWAY:.0f} s are tolerated")
-    return Finding("clock", "failure", f"{difference}; tokens are refused: synchronize it")
+    return Finding("clock", "failure", f"{difference}; tokens are refused, so synchronize it")
 
 
 def _origins(settings: Settings) -> Finding:
-    insecure = [
-        origin
-        for origin in settings.cors_origins
-        if origin.startswith("http://") and not is_loopback(origin.split("/")[2].split(":")[0])
-    ]
-    if insecure:
-        return Finding("origins", "warning", f"CORS_ORIGINS: {insecure[0]} is not https")
+    for origin in settings.cors_origins:
+        url = urlsplit(origin)
+        if url.scheme == "http" and not is_loopback(url.hostname or ""):
+            return Finding("origins", "warning", f"CORS_ORIGINS: {origin} is not https")
     front_end = origin_of(settings.better_auth_url) if settings.better_auth_url else None
     if front_end and front_end not in settings.cors_origins:
         return Finding(
             "origins", "warning", f"CORS_ORIGINS lacks {front_end}, where BETTER_AUTH_URL is"
         )
-    return Finding("origins", "ok", ", ".join(settings.cors_origins) or "none may call")
+    return Finding("origins", "ok", ", ".join(settings.cors_origins))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from todo_api.check import Finding
 
+STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
+
 cli = typer.Typer(
     help="A multi-user to-do REST API.",
     no_args_is_help=True,
@@ -34,26 +36,28 @@ cli = typer.Typer(
 
 
 def main() -> None:
-    """Run a command. What cannot start says why in one line and exits with 1."""
-    _open_what_is_closed()
-    if sys.argv[1:2] == ["serve"]:  # to end it is no failure, however early; other commands it is
-        for number in (signal.SIGTERM, signal.SIGINT):
+    """Run a command; if the program cannot start, print why in one line and exit with 1."""
+    _open_standard_files()
+    if sys.argv[1:2] == ["serve"]:
+        for number in (signal.SIGTERM, signal.SIGINT):  # stopping the service is not an error
             signal.signal(number, lambda *_: sys.exit(0))
-        gc.disable()  # what is imported stays; looking for garbage in it is a sixth of the start
+        gc.disable()  # imports leave no garbage, and looking for it is a sixth of the start
     try:
         cli()
     except StartupError as error:
         sys.exit(f"todo-api: {error}")
 
 
-def _open_what_is_closed() -> None:
-    """Lead closed standard files nowhere: a socket in their place would get what is printed."""
-    standard_output, standard_error = 1, 2
-    while (number := os.open(os.devnull, os.O_RDWR)) <= standard_error:
+def _open_standard_files() -> None:
+    """Open closed standard files on /dev/null.
+
+    Otherwise a socket would get the number of one, and with it what is printed.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= STANDARD_ERROR:
         os.set_inheritable(number, True)
     os.close(number)
-    sys.stdout = sys.stdout or os.fdopen(standard_output, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(standard_error, "w", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(STANDARD_OUTPUT, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(STANDARD_ERROR, "w", closefd=False)
 
 
 @cli.command()
@@ -75,10 +79,10 @@ def serve(
     ):
         if settings.auto_migrate:
             _migrate(url)
-        with_keys = development.with_secret(settings)
-        asyncio.run(server.check(with_keys, url))
-        _greet(with_keys, listener, development_mode=settings.development)
-        server.serve(with_keys, url, listener)
+        with_secret = development.with_secret(settings)
+        asyncio.run(server.check(with_secret, url))
+        _print_or_discard(_greeting(with_secret, listener, development_mode=settings.development))
+        server.serve(with_secret, url, listener)
 
 
 @cli.command()
@@ -105,9 +109,9 @@ def migrate(
 
 @cli.command()
 def restored() -> None:
-    """Run this after a restored backup or a failover that lost commits, before serving again.
+    """Lift the versions, so that none is given out twice.
 
-    It makes sure that no version is given out twice.
+    Run this after a restored backup or a failover that lost commits, before serving again.
     """
     from todo_api.database.restored import lift_versions  # noqa: PLC0415
 
@@ -126,7 +130,9 @@ def token(
     settings = development.with_secret(Settings.load())
     lifetime = _seconds(expires_in)
     if not is_subject(user):
-        raise typer.BadParameter("the user's id must be 1 to 255 characters, none of them control")
+        raise typer.BadParameter(
+            "the user's id must be 1 to 255 characters, not blank, without control characters"
+        )
     print(development.token(settings, user, lifetime=lifetime, email=email))  # noqa: T201
 
 
@@ -135,15 +141,15 @@ def check(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what is configured and whether it works; exit with 1 where something does not."""
+    """Say what is configured and whether it works; exit with 1 if something does not."""
     found = asyncio.run(_findings())
-    well = all(finding.status != "failure" for finding in found)
+    ok = all(finding.status != "failure" for finding in found)
     if as_json:
-        print(json.dumps({"ok": well, "checks": [asdict(each) for each in found]}, indent=2))  # noqa: T201
+        print(json.dumps({"ok": ok, "checks": [asdict(each) for each in found]}, indent=2))  # noqa: T201
     else:
         for each in found:
             print(f"{each.status:8} {each.subject}: {each.detail}")  # noqa: T201
-    sys.exit(0 if well else 1)
+    sys.exit(0 if ok else 1)
 
 
 async def _findings() -> "list[Finding]":
@@ -152,8 +158,8 @@ async def _findings() -> "list[Finding]":
     try:
         settings = Settings.load()
         with _database(settings) as url:
-            with_keys = development.with_secret(settings)
-            return [finding async for finding in check.findings(with_keys, url)]
+            with_secret = development.with_secret(settings)
+            return await check.findings(with_secret, url)
     except StartupError as error:
         return [check.Finding("settings", "failure", str(error))]
 
@@ -169,7 +175,7 @@ def openapi() -> None:
 
 @contextmanager
 def _database(settings: Settings) -> Iterator[str]:
-    """Give the address of the database: the configured one, or an embedded one of our own."""
+    """Yield the address of the configured database, or of an embedded one while it runs."""
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
         return
@@ -186,21 +192,35 @@ def _migrate(url: str) -> None:
         migrations.migrate(url)
 
 
-def _greet(settings: Settings, listener: "socket", *, development_mode: bool) -> None:
-    """Say where the API is, and in development mode how to call it."""
+def _greeting(settings: Settings, listener: "socket", *, development_mode: bool) -> str:
+    """Return the address of the API, and in development mode how to call it."""
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    print(f"todo-api is listening on {address} (documentation: {address}/docs)")  # noqa: T201
+    greeting = f"todo-api is listening on {address} (documentation: {address}/docs)\n"
     if development_mode:
-        print(  # noqa: T201
+        greeting += (
             f"\nDevelopment mode, data in {settings.data_dir}. Create a task:\n\n"
-            f"  {development.example(settings, address)}\n",
+            f"  {development.curl_example(settings, address)}\n\n"
         )
-    sys.stdout.flush()
+    return greeting
+
+
+def _print_or_discard(text: str) -> None:
+    """Print a text; if that is impossible, discard it and all later output.
+
+    The service runs without it, and Python would try again at exit
+    (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
+    """
+    try:
+        print(text, end="", flush=True)  # noqa: T201
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, STANDARD_OUTPUT)
+        os.close(nowhere)
 
 
 def _seconds(duration: str) -> float:
-    """Read a duration such as 90s, 15m, 1h or 7d."""
+    """Return the seconds of a duration such as 90s, 15m, 1h or 7d."""
     match = re.fullmatch(r"([1-9]\d{0,5})([smhd]?)", duration, re.ASCII)
     if match is None:
         raise typer.BadParameter("must be a number of seconds, or like 15m, 1h or 7d")

@@ -1,10 +1,12 @@
-"""Development mode: no database and no key configured, so both are made, on loopback alone."""
+"""Development mode: without a configured database and key, both are made, for loopback only."""
 
 import os
 import secrets
 import shlex
 import time
+from contextlib import suppress
 from pathlib import Path
+from tempfile import mkstemp
 
 import jwt
 from pydantic import SecretStr
@@ -13,21 +15,21 @@ from todo_api.errors import StartupError
 from todo_api.settings import MINIMUM_SECRET_BYTES, Settings
 
 USER = "demo"
-"""Whose token the start-up message shows."""
+"""The user whose token the start-up message shows."""
 
 
 def with_secret(settings: Settings) -> Settings:
-    """Return the settings, in development mode with the secret kept under `DATA_DIR`."""
+    """Return the settings; in development mode they get the secret stored under `DATA_DIR`."""
     if not settings.development:
         return settings
-    secret = SecretStr(_kept_secret(settings.data_dir / "development-secret"))
+    secret = SecretStr(_stored_secret(settings.data_dir / "development-secret"))
     return settings.model_copy(update={"better_auth_secret": secret})
 
 
 def token(settings: Settings, user: str, *, lifetime: float, email: str | None = None) -> str:
-    """Return a token for `user` that is good for `lifetime` seconds, signed with the secret.
+    """Return a token for `user`, signed with the shared secret and valid for `lifetime` seconds.
 
-    Raises `StartupError` where there is none.
+    Raises `StartupError` if no secret is configured.
     """
     if settings.better_auth_secret is None:
         raise StartupError("BETTER_AUTH_SECRET: must be set to sign a token")
@@ -44,8 +46,8 @@ def token(settings: Settings, user: str, *, lifetime: float, email: str | None =
     return jwt.encode(claims, settings.better_auth_secret.get_secret_value(), "HS256")
 
 
-def example(settings: Settings, address: str) -> str:
-    """Return a `curl` line that creates a task, ready to paste."""
+def curl_example(settings: Settings, address: str) -> str:
+    """Return a `curl` command line that creates a task."""
     bearer = f"Authorization: Bearer {token(settings, USER, lifetime=86_400)}"
     return shlex.join(
         [
@@ -57,24 +59,27 @@ def example(settings: Settings, address: str) -> str:
     )
 
 
-def _kept_secret(file: Path) -> str:
-    """Read the secret, or make it once: of several processes that start together, one wins."""
+def _stored_secret(file: Path) -> str:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            draft = file.with_name(f"{file.name}.{os.getpid()}")
-            descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "w") as stream:
-                stream.write(secrets.token_urlsafe(48))
-            try:
-                os.link(draft, file)
-            except FileExistsError:
-                pass
-            finally:
-                draft.unlink()
+            _create(file, secrets.token_urlsafe(48))
         secret = file.read_text()
     except OSError as error:
         raise StartupError(f"DATA_DIR: cannot keep a secret there ({error.strerror})") from error
     if len(secret) < MINIMUM_SECRET_BYTES:
         raise StartupError(f"DATA_DIR: the file {file.name} there is damaged; delete it")
     return secret
+
+
+def _create(file: Path, text: str) -> None:
+    """Create a file with its whole text at once, unless another process is faster."""
+    descriptor, name = mkstemp(dir=file.parent)  # readable by its owner alone
+    draft = Path(name)
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+        with suppress(FileExistsError):
+            file.hardlink_to(draft)
+    finally:
+        draft.unlink()

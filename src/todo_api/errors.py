@@ -1,7 +1,6 @@
-"""Everything that can go wrong, with its answer.
+"""Every error of the service. Each class carries its status, its message and its headers.
 
-Each class carries its status, its message and its headers, so one handler
-(`todo_api.http.answers`) serves them all:
+One handler (`todo_api.http.answers`) answers them all. This module imports nothing of ours.
 
     StartupError                 the program cannot start: one line for the operator
     ApiError                     any error a client sees
@@ -28,19 +27,17 @@ Each class carries its status, its message and its headers, so one handler
         ├── DatabaseBusy         503, no free connection in time
         ├── StatementTimeout     503
         └── KeysUnavailable      503, no signing key could be loaded yet
-
-This module imports nothing of ours.
 """
 
 from collections.abc import Mapping
 
 
 class StartupError(Exception):
-    """The program cannot start. The message is one line, names the setting, shows no value."""
+    """The program cannot start. The message is one line with the setting, not its value."""
 
 
 class ApiError(Exception):
-    """An error with an answer: `status_code`, `message` (the body's `error`) and `headers`."""
+    """An error that is answered with `status_code`, `headers`, and `message` as the body's `error`."""
 
     status_code: int
     message: str = ""
@@ -52,18 +49,18 @@ class ApiError(Exception):
         super().__init__(self.message)
 
     def body(self) -> dict[str, object]:
-        """Return what the client reads."""
+        """Return the members of the JSON body."""
         return {"error": self.message}
 
 
 class BadRequest(ApiError):
-    """The request is not what the contract asks for. The message says what and where."""
+    """The request breaks a rule of the API. The message names the rule and the place."""
 
     status_code = 400
 
 
 class InvalidFields(BadRequest):
-    """One or more members of the body are wrong; `fields` has a message for each, in order."""
+    """Some members of the body are wrong. `fields` has a message for each, in order."""
 
     def __init__(self, fields: Mapping[str, str]) -> None:
         self.fields = dict(fields)
@@ -75,7 +72,7 @@ class InvalidFields(BadRequest):
 
 
 class Unauthorized(ApiError):
-    """No token was sent. Its body is the same for every 401, so that a stranger learns nothing."""
+    """No token was sent. Every 401 has the same body, so that a stranger learns nothing."""
 
     status_code = 401
     message = "A valid bearer token is required"
@@ -93,7 +90,7 @@ class InvalidToken(Unauthorized):
 
 
 class AccountErased(InvalidToken):
-    """The token was issued before its user was erased, and cannot bring him back."""
+    """The token was issued before its user was erased, and must not bring them back."""
 
     def __init__(self) -> None:
         super().__init__("older than the erasure")
@@ -114,13 +111,13 @@ class NotFound(ApiError):
 
 
 class TaskNotFound(NotFound):
-    """This user has no such task, whether the id is unused or another user's."""
+    """This user has no such task. The id may be unused or another user's."""
 
     message = "Task not found"
 
 
 class MethodNotAllowed(ApiError):
-    """The path exists, the verb does not."""
+    """The path exists, but not with this verb."""
 
     status_code = 405
     message = "Method not allowed"
@@ -131,7 +128,7 @@ class MethodNotAllowed(ApiError):
 
 
 class BodyTooLarge(ApiError):
-    """The body is over the limit. What is left of it is not looked at."""
+    """The body is over the limit. The rest of it is not read."""
 
     status_code = 413
 
@@ -151,7 +148,7 @@ class HeaderFieldsTooLarge(ApiError):
 
 
 class TooManyRequests(ApiError):
-    """This user, or this address, has asked too often. `wait` is in seconds."""
+    """This user or this address has sent too many requests. `wait` is in seconds."""
 
     status_code = 429
     message = "Too many requests"
@@ -171,7 +168,7 @@ class RaisedError(ApiError):
 
 
 class InternalError(ApiError):
-    """Our own fault. The cause is in the log, under the request's id."""
+    """The service is at fault. The log has the cause, under the request's id."""
 
     status_code = 500
     message = "Internal server error"
@@ -184,7 +181,7 @@ class DatabaseUnreachable(InternalError):
 
 
 class ServiceUnavailable(ApiError):
-    """Not now: the client may try again after `Retry-After` seconds."""
+    """The client may try again after `Retry-After` seconds."""
 
     status_code = 503
     message = "Service temporarily unavailable"
@@ -192,24 +189,24 @@ class ServiceUnavailable(ApiError):
 
 
 class Overloaded(ServiceUnavailable):
-    """More requests are in flight than this process takes on."""
+    """This process has as many requests in flight as it accepts."""
 
 
 class RequestTimeout(ServiceUnavailable):
-    """The request as a whole took too long, whatever it waited for."""
+    """The request took longer than `REQUEST_TIMEOUT`."""
 
 
 class ShuttingDown(ServiceUnavailable):
-    """The request was still unfinished when the time for an orderly end had run out."""
+    """The request was unfinished when the time for graceful shutdown ran out."""
 
 
 class DatabaseBusy(ServiceUnavailable):
-    """No connection became free in time, or the database refuses work for now."""
+    """No connection became free in time, or the database lacks resources."""
 
 
 class StatementTimeout(ServiceUnavailable):
-    """The statement, or its wait for a lock, took too long and was rolled back."""
+    """The statement or its wait for a lock took too long, and was rolled back."""
 
 
 class KeysUnavailable(ServiceUnavailable):
-    """No signing key could be loaded yet: whether the token is good is not known."""
+    """No signing key could be loaded yet, so the token cannot be verified."""

@@ -1,4 +1,4 @@
-"""`todo-api check`: it finds what is wrong, says what to do, and shows no secret."""
+"""`todo-api check` finds mistakes, says what to do, and shows no secret."""
 
 import json
 import subprocess
@@ -22,12 +22,12 @@ async def publisher() -> AsyncIterator[Publisher]:
 
 
 async def look(url: str, **values: Any) -> dict[str, Finding]:
-    found = [finding async for finding in findings(settings(**values), url)]
+    found = await findings(settings(**values), url)
     assert len({finding.subject for finding in found}) == len(found)
     return {finding.subject: finding for finding in found}
 
 
-async def test_all_is_well(database_url: str, publisher: Publisher) -> None:
+async def test_everything_is_ok(database_url: str, publisher: Publisher) -> None:
     found = await look(database_url, better_auth_url=publisher.url, cors_origins=(publisher.url,))
     assert {each.status for each in found.values()} == {"ok"}
     assert list(found) == [
@@ -54,7 +54,9 @@ async def test_schema_that_is_missing_or_newer(
     assert fresh["schema"].status == "warning"
     assert "row security" not in fresh
     sql.execute("UPDATE alembic_version SET version_num = '9999'")
-    assert (await look(database_url))["schema"].status == "warning"
+    newer = await look(database_url)
+    assert newer["schema"].status == "warning"
+    assert newer["row security"].status == "ok"
 
 
 async def test_row_security_that_is_off_or_loosened(
@@ -66,7 +68,7 @@ async def test_row_security_that_is_off_or_loosened(
 
 
 @pytest.mark.parametrize("mode", ["error", "html", "redirect", "large"])
-async def test_key_set_that_cannot_be_had(
+async def test_key_set_that_cannot_be_fetched(
     database_url: str, publisher: Publisher, mode: Any
 ) -> None:
     publisher.mode = mode
@@ -100,6 +102,8 @@ async def test_origins_that_do_not_fit(database_url: str, publisher: Publisher) 
     assert publisher.url in lacking["origins"].detail
     plain = await look(database_url, cors_origins=("http://app.example",))
     assert plain["origins"].status == "warning"
+    loopback = await look(database_url, cors_origins=("http://[::1]:3000", "http://localhost:1"))
+    assert loopback["origins"].status == "ok"
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -114,7 +118,7 @@ def run(folder: Path, *arguments: str, **variables: str) -> subprocess.Completed
     )
 
 
-def test_program_says_it_line_by_line_or_as_json(tmp_path: Path, database_url: str) -> None:
+def test_program_prints_lines_or_json(tmp_path: Path, database_url: str) -> None:
     variables = {"DATABASE_URL": database_url, "BETTER_AUTH_SECRET": SECRET}
     lines = run(tmp_path, **variables)
     assert lines.returncode == 0

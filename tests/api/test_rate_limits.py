@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -384,7 +385,7 @@ async def test_proxy_says_who_it_speaks_for(database_url: str, proxies: tuple[st
 def test_trusted_proxies_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET)
     monkeypatch.setenv("TRUSTED_PROXIES", "10.0.0.0/8, ::1")
-    assert Settings.load().trusted_proxies == ("10.0.0.0/8", "::1")
+    assert Settings.load().trusted_proxies == (ip_network("10.0.0.0/8"), ip_network("::1"))
     for wrong in ("*", "proxy.example", "10.0.0.1/8", "10.0.0.0/8;::1"):
         monkeypatch.setenv("TRUSTED_PROXIES", wrong)
         with pytest.raises(StartupError, match=r"^TRUSTED_PROXIES: must be addresses or networks"):

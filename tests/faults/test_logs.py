@@ -1,8 +1,10 @@
 """The log of the program as a process: a line for each request, and nothing of what it held."""
 
 import json
+import os
 import re
 import socket
+import subprocess
 import time
 from asyncio import to_thread
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +19,10 @@ import psycopg
 import pytest
 
 from support.network import Network
-from support.program import Program, serving
+from support.program import Program, command, environment, serving
 from support.service import ORIGIN, SECRET, bearer, token
 from support.waiting import wait_for
+from todo_api.http import logs
 from todo_api.http.body import MAXIMUM_BYTES
 
 KEYS = {"BETTER_AUTH_SECRET": SECRET, "LOG_FORMAT": "json"}
@@ -31,17 +34,17 @@ FIELDS = {
 ERROR_FIELDS = ("event", "level", "error", "cause", "request_id")
 
 MARK = "zq7mark"
-"""In everything that a client of these tests sends, save in ids of requests that are good."""
+"""A part of everything that these tests send, except the ids of good requests."""
 
 FAKE = f'{MARK}"}}\r\n{{"event": "request", "user": "{MARK}"}}\x1b[2J\x1b]0;{MARK}\x07'
-"""The end of a line, a line of the attacker's own, and orders to the terminal."""
+"""The end of a line, a forged line, and control sequences for a terminal."""
 
 TASKS, TASK = "/api/tasks", "/api/tasks/{id}"
 USER_TASKS = "/api/{user_id}/tasks"
 
 
 class Case(NamedTuple):
-    """A request, and what its line has to say."""
+    """A request, and the expected values of its line."""
 
     verb: str
     path: str
@@ -89,14 +92,14 @@ CASES = {
 
 
 class Log:
-    """What a program has written."""
+    """The log of a program."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "log"
 
     @property
     def text(self) -> str:
-        # As it is: Python would take a carriage return for the end of a line.
+        # Not `read_text`, which would take a carriage return for the end of a line.
         return self._file.read_bytes().decode()
 
     @property
@@ -109,7 +112,7 @@ class Log:
         return [event for event in self.events if event["event"] == "request"]
 
     def of(self, request_id: str) -> dict[str, Any]:
-        """The one line about a request, as soon as it is there."""
+        """Wait for the line about a request, and return it."""
         wait_for(lambda: request_id in self.text)
         found = [event for event in self.events if event["request_id"] == request_id]
         assert len(found) == 1, found
@@ -118,7 +121,7 @@ class Log:
 
 @contextmanager
 def logging(folder: Path, url: str, *arguments: str, **variables: str) -> Iterator[Any]:
-    """Serve, and give the program with its log and a client; end it in order."""
+    """Yield a serving program with a client and its log, and stop it gracefully."""
     given = {**KEYS, "DATABASE_URL": url, **variables}
     with (
         serving(folder, *arguments, **given) as program,
@@ -140,7 +143,7 @@ def send(client: httpx2.Client, name: str, case: Case) -> int:
 
 
 def by_hand(program: Program, *parts: bytes) -> bytes:
-    """Send bytes as they are, and return the first that come back."""
+    """Send raw bytes, and return the first bytes of the answer."""
     address = urlsplit(program.address)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(b"".join(parts))
@@ -170,7 +173,7 @@ def test_every_request_is_one_line_with_its_route(tmp_path: Path, database_url: 
 
 
 def leave(program: Program, *parts: bytes, when: Callable[[], object]) -> None:
-    """Send a request, and close the connection when the time has come."""
+    """Send a request, and close the connection when the condition holds."""
     head = f"Host: x\r\nAuthorization: Bearer {token('alice')}\r\n".encode()
     address = urlsplit(program.address)
     with socket.create_connection((address.hostname, address.port)) as connection:
@@ -181,7 +184,7 @@ def leave(program: Program, *parts: bytes, when: Callable[[], object]) -> None:
 def test_client_that_leaves_has_status_0(
     tmp_path: Path, database_url: str, sql: psycopg.Connection
 ) -> None:
-    """In the middle of its body, or while the database is at work."""
+    """The client leaves in the middle of its body, or while the database works."""
 
     def at_work() -> bool:
         return sql.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone() is not None
@@ -194,14 +197,14 @@ def test_client_that_leaves_has_status_0(
             holder.execute("SELECT FROM tasks FOR UPDATE")
             verb = b"PATCH /api/tasks/1/complete HTTP/1.1\r\n"
             leave(program, verb, b"X-Request-ID: answer\r\n\r\n", when=at_work)
-            time.sleep(0.2)  # for the program to hear of it
+            time.sleep(0.2)  # until the program notices
         lines = [log.of("body"), log.of("answer")]
     assert [line["route"] for line in lines] == [TASKS, f"{TASK}/complete"]
     assert [line["status"] for line in lines] == [0, 0]
 
 
 def attack(program: Program, client: httpx2.Client) -> None:
-    """Send the mark and the fake lines in every place that a client has."""
+    """Send the mark and the forged line wherever a client can send a text."""
     encoded = "".join(f"%{byte:02X}" for byte in FAKE.encode())
     for user in (MARK, f'{MARK}"}} {{"event": "request"}} \u2028 \u202e', FAKE):
         for path in (f"/api/{encoded}/tasks", f"/api/{MARK}/tasks", f"/{encoded}", TASKS):
@@ -232,10 +235,10 @@ def attack(program: Program, client: httpx2.Client) -> None:
 @pytest.mark.parametrize(
     ("log_format", "level"), [("json", "info"), ("console", "info"), ("json", "debug")]
 )
-async def test_nothing_that_is_sent_is_logged(
+async def test_log_contains_nothing_that_a_client_sends(
     tmp_path: Path, database_url: str, log_format: str, level: str
 ) -> None:
-    """Nor is the secret, or the database's address with its password, when the database goes."""
+    """Nor does it contain the secret, or the database's address and password after a failure."""
     variables = {"LOG_FORMAT": log_format, "LOG_LEVEL": level}
     with ExitStack() as stack:
         async with Network(database_url) as network:
@@ -256,7 +259,7 @@ async def test_nothing_that_is_sent_is_logged(
 
 
 def assert_lines_are_whole(log: Log, log_format: str, level: str) -> None:
-    """Check that every line is one that the program meant to write."""
+    """Check that every line is one of the program's own."""
     if log_format == "console":
         for line in log.text.removesuffix("\n").split("\n"):
             assert re.match(r"\d{4}-\d\d-\d\dT\S+Z \[(info|error) *\] \S", line), line
@@ -268,7 +271,7 @@ def assert_lines_are_whole(log: Log, log_format: str, level: str) -> None:
 async def test_error_is_logged_once_with_its_cause(
     tmp_path: Path, database_url: str, sql: psycopg.Connection
 ) -> None:
-    """Without lines of requests at this level, and without PostgreSQL's words, which quote."""
+    """This level has no lines of requests. PostgreSQL's message is left out, because it quotes."""
     sql.execute(f"ALTER TABLE tasks ADD CHECK (title NOT LIKE '{MARK}%')")
     with ExitStack() as stack:
         async with Network(database_url) as network:
@@ -318,25 +321,74 @@ def test_fault_of_our_own_is_logged_once_without_variables(
     assert log.text.count("broken") == 2  # the error, and the line of the request
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_broken_pipes_do_not_stop_the_service(
+    tmp_path: Path, database_url: str, unused_port: int, workers: str
+) -> None:
+    """Nothing reads the standard output and the log of this program."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen(
+        command("serve", "--port", str(unused_port), "--workers", workers),
+        cwd=tmp_path,
+        env=environment(DATABASE_URL=database_url, **KEYS),
+        stdout=writer,
+        stderr=writer,
+    )
+    os.close(writer)
+    address = f"http://127.0.0.1:{unused_port}"
+    try:
+        wait_for(lambda: answers(f"{address}/livez"))
+        with httpx2.Client(base_url=address, timeout=15, trust_env=False) as client:
+            started = time.monotonic()
+            for _ in range(300):  # more than a buffer of lines
+                assert client.get(TASKS, headers=bearer("alice")).status_code == 200
+            assert time.monotonic() - started < 10
+    finally:
+        process.terminate()
+    assert process.wait(15) == 0
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx2.get(url, trust_env=False).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def test_line_after_a_cut_one_begins_on_a_new_line() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with logs._StandardError(writer, "wb") as file:
+        assert file.write(b"x" * 1_000_000 + b"\n") < 1_000_000
+        assert file.write(b"lost, because the pipe is full\n") == 0
+        os.read(reader, 1_000_000)
+        for line in (b"second\n", b"third\n"):
+            file.write(line)
+        assert os.read(reader, 100) == b"\nsecond\nthird\n"
+        os.close(reader)
+        assert file.write(b"lost, because nothing reads\n") == 0
+
+
 def hashes(folder: Path, url: str, workers: int = 1, **variables: str) -> set[str]:
-    """Ask every worker as two users, and return the one hash of each user."""
+    """Ask every worker as two users, each with a verb, and return the one hash of each user."""
     with logging(folder, url, "--workers", str(workers), **variables) as (_, client, log):
 
         def processes() -> set[str]:
-            for user in ("alice", "bob"):
-                client.get(TASKS, headers=signed_in(user, Connection="close"))
+            for verb, user in (("GET", "alice"), ("HEAD", "bob")):
+                client.request(verb, TASKS, headers=signed_in(user, Connection="close"))
             return {line["request_id"][:16] for line in log.requests}
 
         wait_for(lambda: len(processes()) == workers)
-    written = [line["user"] for line in log.requests]
-    assert written == written[:2] * (len(written) // 2)
-    assert all(re.fullmatch("[0-9a-f]{16}", each) for each in written)
-    assert len(set(written)) == 2
-    return set(written)
+    written = {(line["method"], line["user"]) for line in log.requests}
+    users = {user for _, user in written}
+    assert all(re.fullmatch("[0-9a-f]{16}", user) for user in users)
+    assert len(written) == len(users) == 2
+    return users
 
 
 def test_user_is_a_hash_under_the_key(tmp_path: Path, database_url: str) -> None:
-    """The same in every worker and after a restart; without a key another one each time."""
+    """The hash is the same in every worker and after a restart."""
     first = hashes(tmp_path, database_url, LOG_KEY="one")
     assert hashes(tmp_path, database_url, LOG_KEY="another").isdisjoint(first)
     assert hashes(tmp_path, database_url, workers=2, LOG_KEY="one") == first

@@ -1,4 +1,4 @@
-"""Reading a key set: every key is trusted or refused by itself."""
+"""Reading a key set. Each key is accepted or refused on its own."""
 
 import json
 from base64 import urlsafe_b64encode
@@ -128,12 +128,12 @@ def test_bad_keys_are_left_out_and_good_ones_kept() -> None:
     }
 
 
-def test_key_without_a_name_is_kept() -> None:
+def test_key_without_an_id_is_kept() -> None:
     assert list(read_key_set(key_set(ED25519))) == [""]
     assert list(read_key_set(key_set({**ED25519, "kid": 5}))) == [""]
 
 
-def test_empty_set_is_a_set_and_one_without_a_key_to_trust_is_empty() -> None:
+def test_set_may_be_empty_or_without_a_safe_key() -> None:
     assert read_key_set(key_set()) == {}
     assert read_key_set(key_set({"kty": "oct", "k": "AAAA"}, P384)) == {}
 
@@ -145,6 +145,6 @@ def test_empty_set_is_a_set_and_one_without_a_key_to_trust_is_empty() -> None:
         *(b'{"keys": [], "keys": []}', b'{"keys": [NaN]}', b"[" * 10_000, b"\xff"),
     ],
 )
-def test_what_is_no_key_set_is_refused(content: bytes) -> None:
+def test_other_content_than_a_key_set_is_refused(content: bytes) -> None:
     with pytest.raises(FetchFailed):
         read_key_set(content)

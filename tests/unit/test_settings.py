@@ -64,7 +64,19 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
     assert (settings.port, settings.workers, settings.host) == (3, 6, "::1")
 
 
-def test_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_may_have_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, LOG_LEVEL="INFO", LOG_FORMAT="Json", ROW_SECURITY="OFF")
+    assert (settings.log_level, settings.log_format, settings.row_security) == (
+        *("info", "json", False),
+    )
+
+
+def test_host_loses_its_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, HOST="[::1]", METRICS_HOST="[::]")
+    assert (settings.host, settings.metrics_host) == ("::1", "::")
+
+
+def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, DATABASE_URL="", BETTER_AUTH_SECRET="").development
 
 
@@ -97,6 +109,7 @@ WRONG: list[tuple[str, dict[str, str]]] = [
     ("HOST", {"HOST": "0.0.0.0"}),  # noqa: S104
     ("PORT", {"PORT": "hunter2"}),
     ("PORT", {"PORT": "65536"}),
+    ("TRUSTED_PROXIES", {"TRUSTED_PROXIES": "10.0.0.0/8, hunter2"}),
     ("WORKERS", {"WORKERS": "0"}),
     ("CORS_ORIGINS", {"CORS_ORIGINS": "*"}),
     ("CORS_ORIGINS", {"CORS_ORIGINS": "https://a.example/hunter2"}),
@@ -105,8 +118,12 @@ WRONG: list[tuple[str, dict[str, str]]] = [
     ("CORS_ORIGINS", {"CORS_ORIGINS": "http://[hunter2]"}),
     ("CORS_ORIGINS", {"CORS_ORIGINS": "http://a..hunter2"}),
     ("CORS_ORIGINS", {"CORS_ORIGINS": "http://hunter2 x"}),
-    ("CORS_ORIGINS", {"CORS_ORIGINS": "https://bücher.hunter2"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "https://a.example?hunter2"}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "https://u:hunter2@a.example"}),
     ("CORS_ORIGINS", {"CORS_ORIGINS": ","}),
+    ("CORS_ORIGINS", {"CORS_ORIGINS": "https://a.example,*,https://hunter2.example"}),
+    ("BETTER_AUTH_SECRET", {"BETTER_AUTH_SECRET": "hunter2\udcff" * 8}),
+    ("STATEMENT_TIMEOUT", {"STATEMENT_TIMEOUT": "nan"}),
     ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "https://host:hunter2"}),
     ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "https://hunter2℀.com"}),
     ("LOG_LEVEL", {"LOG_LEVEL": "hunter2"}),
@@ -129,12 +146,44 @@ def test_wrong_value_is_one_line_that_names_the_variable(
 
 
 @pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({"BETTER_AUTH_URL": "app.example"}, "BETTER_AUTH_URL: must be an http(s) address"),
+        ({"BETTER_AUTH_URL": "ftp://app.example"}, "BETTER_AUTH_URL: must be an http(s) address"),
+        ({"CORS_ORIGINS": ","}, "CORS_ORIGINS (or FRONTEND_URL): must name at least one"),
+        (
+            {"NEON_DB_URL": "x", "BETTER_AUTH_SECRET": SECRET},
+            (
+                "DATABASE_URL (or NEON_DATABASE_URL, NEON_DB_URL): "
+                "must start with postgresql:// or postgres://"
+            ),
+        ),
+        (
+            {"BETTER_AUTH_JWKS_URL": "https://keys.example"},
+            (
+                "BETTER_AUTH_URL: must be set beside BETTER_AUTH_JWKS_URL, "
+                "because tokens are checked against its origin"
+            ),
+        ),
+        ({"PORT": "65536"}, "PORT: Input should be less than or equal to 65535"),
+    ],
+)
+def test_line_is_the_variable_and_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], line: str
+) -> None:
+    with pytest.raises(StartupError) as caught:
+        load(monkeypatch, **environment)
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
     ("address", "origin"),
     [
         ("https://App.Example/a/b?c", "https://app.example"),
         ("http://localhost:3000", "http://localhost:3000"),
         ("https://app.example:443", "https://app.example"),
         ("http://[::1]:80/", "http://[::1]"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
     ],
 )
 def test_origin_is_spelled_as_a_browser_does(address: str, origin: str) -> None:

@@ -1,4 +1,4 @@
-"""The verifier: pure, so every rule is tried without a server."""
+"""The verifier. It has no I/O, so every rule is tested without a server."""
 
 import json
 import time
@@ -28,7 +28,7 @@ ISSUED = {**CLAIMS, "iss": "https://app.example", "aud": "https://app.example"}
 
 
 def verify(token: str, keys: Keys, now: float) -> Identity:
-    """Verify with an empty memory."""
+    """Verify with an empty cache."""
     return Verifier(keys).verify(token, now)
 
 
@@ -37,7 +37,7 @@ def encode(data: bytes) -> str:
 
 
 def signed(header: bytes, payload: bytes, secret: str = SECRET) -> str:
-    """Sign raw bytes, whatever they are."""
+    """Sign raw bytes, which need not be JSON."""
     text = f"{encode(header)}.{encode(payload)}"
     algorithm = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256)
     return f"{text}.{encode(algorithm.sign(text.encode(), secret.encode()))}"
@@ -126,7 +126,7 @@ def test_key_is_found_by_its_id() -> None:
 
 
 @pytest.mark.parametrize("key_id", [1, None, ["k1"], {}, True, "\0", "a\nb", "x" * 256])
-def test_key_id_that_is_no_plain_string_is_refused(key_id: object) -> None:
+def test_key_id_that_is_not_a_plain_string_is_refused(key_id: object) -> None:
     assert refuse(published(kid=key_id), PUBLISHED) == "kid"
     assert refuse(shared(kid=key_id), SHARED) == "kid"
 
@@ -137,7 +137,7 @@ def test_hostile_key_id_is_unknown(key_id: str) -> None:
         verify(published(kid=key_id), PUBLISHED, NOW)
 
 
-def test_keys_that_were_never_loaded_are_no_verdict() -> None:
+def test_token_is_not_judged_before_the_keys_are_loaded() -> None:
     keys = Keys(published_expects=Expected("https://app.example", "https://app.example"))
     with pytest.raises(KeysUnavailable):
         verify(published(), keys, NOW)
@@ -165,7 +165,7 @@ def test_keys_inside_the_token_have_no_effect() -> None:
         *('{"alg":"HS256"}'.encode("utf-16"), b'\xef\xbb\xbf{"alg":"HS256"}', b"{} {}"),
     ],
 )
-def test_header_that_is_no_strict_object_is_refused(header: bytes) -> None:
+def test_header_that_is_not_a_strict_object_is_refused(header: bytes) -> None:
     refuse(signed(header, json.dumps(CLAIMS).encode()))
 
 
@@ -180,7 +180,7 @@ def test_header_that_is_no_strict_object_is_refused(header: bytes) -> None:
         b"\xef\xbb\xbf" + json.dumps(CLAIMS).encode(),
     ],
 )
-def test_payload_that_is_no_strict_object_is_refused(payload: bytes) -> None:
+def test_payload_that_is_not_a_strict_object_is_refused(payload: bytes) -> None:
     refuse(signed(b'{"alg":"HS256"}', payload))
 
 
@@ -224,13 +224,13 @@ def test_subject_must_be_a_plain_string(sub: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["email", "id", "userId"])
-def test_nothing_stands_in_for_the_subject(name: str) -> None:
+def test_no_other_claim_replaces_the_subject(name: str) -> None:
     assert refuse(shared({"exp": NOW + 60, name: "alice"})) == "sub"
     assert refuse(shared({"exp": NOW + 60, "user": {"id": "alice"}, "session": {}})) == "sub"
 
 
 @pytest.mark.parametrize("sub", ["a", "x" * 255, " a ", "ä😀", "auth0|1", "a/b"])
-def test_subject_is_taken_as_it_is(sub: str) -> None:
+def test_subject_is_used_unchanged(sub: str) -> None:
     assert verify(shared({**CLAIMS, "sub": sub}), SHARED, NOW).subject == sub
 
 
@@ -256,7 +256,7 @@ def test_audience_must_match(aud: object) -> None:
     assert refuse(published({**ISSUED, "aud": aud}), PUBLISHED) == "aud"
 
 
-def test_shared_tokens_name_issuer_and_audience_only_where_asked() -> None:
+def test_shared_secret_checks_issuer_and_audience_only_if_configured() -> None:
     keys = Keys(SHARED.secret, Expected("me", "you"))
     assert refuse(shared(), keys) == "iss"
     assert refuse(shared({**CLAIMS, "iss": "me"}), keys) == "aud"
@@ -279,7 +279,7 @@ def test_only_three_canonical_segments() -> None:
 
 
 def signature_with_spare_bits(token: str) -> str:
-    """Change the bits of the last character that decoding throws away."""
+    """Change the bits of the last character that decoding ignores."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     return token[:-1] + alphabet[alphabet.index(token[-1]) ^ 1]
 
@@ -310,7 +310,7 @@ def test_signature_plus_the_group_order_is_refused() -> None:
     assert refuse(f"{head}.{encode(forged)}", PUBLISHED) == "signature"
 
 
-def test_remembered_token_still_expires() -> None:
+def test_cached_token_still_expires() -> None:
     verifier = Verifier(SHARED)
     token = shared()
     assert verifier.verify(token, NOW) is verifier.verify(token, NOW + 69)
@@ -320,25 +320,25 @@ def test_remembered_token_still_expires() -> None:
         verifier.verify(token, NOW + 1_000_000)
 
 
-def test_new_keys_forget_what_the_old_ones_signed() -> None:
+def test_new_keys_empty_the_cache() -> None:
     verifier = Verifier(SHARED)
     token = shared()
     verifier.verify(token, NOW)
-    verifier.use(Keys(secret=Key("HS256", b"another secret of more than 32 bytes")))
+    verifier.replace_keys(Keys(secret=Key("HS256", b"another secret of more than 32 bytes")))
     with pytest.raises(InvalidToken):
         verifier.verify(token, NOW)
 
 
-def test_memory_of_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_of_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "CACHED_TOKENS", 10)
     verifier = Verifier(SHARED)
     for number in range(100):
         assert verifier.verify(shared({**CLAIMS, "sub": f"user {number}"}), NOW)
-    assert len(verifier._checked) == 10
+    assert len(verifier._cache) == 10
     refused = signed(b'{"alg":"HS256"}', json.dumps(CLAIMS).encode(), "wrong")
     with pytest.raises(InvalidToken):
         verifier.verify(refused, NOW)
-    assert len(verifier._checked) == 10
+    assert len(verifier._cache) == 10
 
 
 def test_clock_is_in_seconds() -> None:

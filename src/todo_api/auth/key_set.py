@@ -1,7 +1,8 @@
-"""Better Auth's published keys: fetched, cached, rotated, and kept through an outage.
+"""Better Auth's published keys, fetched, cached, and kept through an outage of the issuer.
 
-No request waits for the issuer as long as it is signed with a key we have. `jwt.PyJWKClient` is
-not used: it blocks, follows redirects and is deaf to a rotated key for half a minute.
+A request waits for the issuer only if its token names a key that is not in the cache.
+`jwt.PyJWKClient` is not used, because it blocks the event loop, follows redirects, and does not
+find a rotated key for half a minute.
 """
 
 import asyncio
@@ -31,19 +32,19 @@ MAXIMUM_SECONDS = 5.0
 """Limits of one fetch, from the first byte to the last."""
 
 REFRESH_SECONDS = 300.0
-"""How often the set is fetched anew: what is withdrawn stops working after that at the latest."""
+"""The time between two fetches, after which a withdrawn key stops working."""
 
 RETRY_SECONDS = 10.0
-"""How soon a fetch that failed is repeated, without anybody asking."""
+"""The time from a failed fetch to the next one."""
 
 WINDOW_SECONDS = 10.0
-"""At most one fetch in this time for keys that nobody has seen, however many are made up."""
+"""The least time between two fetches for unknown keys, which a client can make up."""
 
 FIRST_WINDOW_SECONDS = 1.0
-"""The same while there is no set at all: then every token waits for it."""
+"""The same until the first set is loaded, because every token needs it."""
 
 RSA_BITS = range(2048, 8193)
-"""RFC 7518, section 3.3, asks for the lower end; the upper one bounds what a signature costs."""
+"""RFC 7518, section 3.3, requires the minimum; the maximum bounds the cost of a signature."""
 
 PRIVATE_MEMBERS = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
 
@@ -59,21 +60,29 @@ SMALL_ORDER = {
         "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
     )
 }
-"""Points of order 1, 2, 4 and 8 on Ed25519, without the sign bit: anybody can sign under them."""
+"""Points of order 1, 2, 4 and 8 on Ed25519, without the sign bit. Anyone can sign for them."""
+
+_KINDS: Mapping[str, tuple[type[Algorithm], tuple[str, ...]]] = {
+    "OKP Ed25519": (OKPAlgorithm, ("EdDSA", "Ed25519")),
+    "EC P-256": (ECAlgorithm, ("ES256",)),
+    "EC P-521": (ECAlgorithm, ("ES512",)),
+    "RSA ": (RSAAlgorithm, ("RS256", "PS256")),
+}
+"""The reader of a key by `kty` and `crv`, and the algorithms it allows, the default first."""
 
 log = structlog.get_logger()
 
 
 class KeyRefused(Exception):
-    """A key of the set is not one that we would trust; the message says why."""
+    """A key of the set is not safe. The message is the reason."""
 
 
 class FetchFailed(Exception):
-    """The key set could not be had; the message says why, without the address."""
+    """The key set could not be fetched. The message is the reason, without the address."""
 
 
 class KeySet:
-    """The keys at one address, handed to a `Verifier` whenever they change."""
+    """The keys at one address. A `Verifier` gets them whenever they change."""
 
     def __init__(
         self, url: str, verifier: Verifier, clock: Callable[[], float] = time.monotonic
@@ -88,32 +97,31 @@ class KeySet:
     @asynccontextmanager
     async def kept_fresh(self) -> AsyncIterator[None]:
         """Fetch the set now, and every five minutes while the context lasts."""
-        keeper = asyncio.create_task(self._keep_fresh())
+        refreshing = asyncio.create_task(self._refresh_forever())
         try:
             yield
         finally:
-            keeper.cancel()
+            refreshing.cancel()
             with suppress(asyncio.CancelledError):
-                await keeper
+                await refreshing
             if self._loading is not None:
                 self._loading.cancel()
 
     @property
     def is_loaded(self) -> bool:
-        """Whether there is a set at all."""
+        """Whether a set was ever loaded."""
         return self._verifier.keys.published is not None
 
     @property
     def age(self) -> float:
-        """How many seconds ago the set was fetched; infinite as long as there is none."""
+        """The seconds since the set was fetched, infinite until then."""
         return self._clock() - self._fetched_at
 
-    async def ask(self) -> None:
-        """Fetch the set because a token names a key that it lacks.
+    async def refresh(self) -> None:
+        """Fetch the set for an unknown key, at most once in `WINDOW_SECONDS`.
 
-        At most once a window, and once for all who ask at the same time. Raises nothing: whether
-        the key is there now is for the verifier to say. A fetch that was under way may be older
-        than the key; then asking again begins another.
+        Simultaneous calls share one fetch. A fetch that was under way may be older than the key, so
+        a second call may be needed. Never raises, because the last good keys stay.
         """
         if self._loading is None:
             window = WINDOW_SECONDS if self.is_loaded else FIRST_WINDOW_SECONDS
@@ -122,19 +130,18 @@ class KeySet:
             self._asked_at = self._clock()
         await self._load()
 
-    async def _keep_fresh(self) -> None:
+    async def _refresh_forever(self) -> None:
         while True:
             loaded = await self._load()
             await asyncio.sleep(REFRESH_SECONDS if loaded else RETRY_SECONDS)
 
     async def _load(self) -> bool:
-        """Fetch the set, or wait for the fetch that is under way; return whether it came."""
+        """Fetch the set, or wait for the fetch that is under way; return whether it succeeded."""
         if self._loading is None:
             self._loading = asyncio.create_task(self._fetch_and_use())
             self._loading.add_done_callback(self._loaded)
-        loading = self._loading
-        # A request that is cancelled must not take the others' fetch with it.
-        return await asyncio.shield(loading)
+        # A cancelled request must not cancel the fetch that others wait for.
+        return await asyncio.shield(self._loading)
 
     def _loaded(self, _: asyncio.Task[bool]) -> None:
         self._loading = None
@@ -142,20 +149,20 @@ class KeySet:
     async def _fetch_and_use(self) -> bool:
         try:
             keys = read_key_set((await fetch(self._url)).content)
-        except Exception as error:  # noqa: BLE001  whatever it is, the last good keys stay
-            said = str(error) if isinstance(error, FetchFailed) else type(error).__name__
-            log.warning("key set not loaded, keeping the last good one", reason=said)
+        except Exception as error:  # noqa: BLE001  the last good keys stay after any error
+            reason = str(error) if isinstance(error, FetchFailed) else type(error).__name__
+            log.warning("key set not loaded, keeping the last good one", reason=reason)
             return False
         self._fetched_at = self._clock()
         if keys != self._verifier.keys.published:
-            self._verifier.use(replace(self._verifier.keys, published=keys))
+            self._verifier.replace_keys(replace(self._verifier.keys, published=keys))
             log.info("key set loaded", algorithms=sorted(key.algorithm for key in keys.values()))
         return True
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An issuer's answer, and what its clock said (the `Date` header), if anything."""
+    """The issuer's response, with its `Date` header if it has one."""
 
     content: bytes
     date: str | None
@@ -164,11 +171,11 @@ class Fetched:
 async def fetch(url: str) -> Fetched:
     """Fetch a key set, within the limits of this module. Raises `FetchFailed`.
 
-    No redirects: whoever can make the issuer redirect would choose our keys.
+    Redirects are refused, because an attacker who can cause one would choose our keys.
     """
-    # Identity: the limit is on what arrives, and so on what there is to parse.
+    # Compression is refused, so that the limit also bounds what is parsed.
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-    # What is on this machine is not asked for through a proxy, which could answer what it likes.
+    # A proxy could answer anything, so an issuer on this machine is asked directly.
     through_proxy = not is_loopback(urlsplit(url).hostname or "")
     content = bytearray()
     try:
@@ -186,17 +193,17 @@ async def fetch(url: str) -> Fetched:
                 if len(content) > MAXIMUM_BYTES:
                     raise FetchFailed(f"the answer is over {MAXIMUM_BYTES} bytes")
     except TimeoutError:
-        raise FetchFailed("no whole answer in time") from None
+        raise FetchFailed("no complete answer in time") from None
     except (httpx2.HTTPError, OSError) as error:
         raise FetchFailed(f"no answer ({type(error).__name__})") from error
     return Fetched(bytes(content), response.headers.get("date"))
 
 
 def read_key_set(content: bytes) -> dict[str, Key]:
-    """Return the keys of a set (RFC 7517) that we trust, by `kid`; the others are left out.
+    """Return the safe keys of a set (RFC 7517) by `kid`, and leave out the others.
 
-    Raises `FetchFailed` where it is no key set. An empty set is a set, and one without a key to
-    trust is an empty one: then no key is good.
+    The result may be empty, and then no token is valid. Raises `FetchFailed` if the content is not
+    a key set.
     """
     try:
         members = jiter.from_json(content, allow_inf_nan=False, catch_duplicate_keys=True)["keys"]
@@ -205,29 +212,28 @@ def read_key_set(content: bytes) -> dict[str, Key]:
     if not isinstance(members, list):
         raise FetchFailed("the answer is not a JSON key set")
     keys: dict[str, Key] = {}
-    # One name for two keys: which of them signed is anybody's guess.
-    names = Counter(_name(member) for member in members)
-    unique = [member for member in members if names[_name(member)] == 1]
+    # Two keys with one `kid` are both refused, because a token does not say which of them it means.
+    uses = Counter(_key_id(member) for member in members)
+    unique = [member for member in members if uses[_key_id(member)] == 1]
     if len(unique) < len(members):
         log.warning("keys refused", reason="kid is not unique")
     for member in unique:
         try:
-            keys[_name(member)] = read_key(member)
+            keys[_key_id(member)] = read_key(member)
         except KeyRefused as refusal:
             log.warning("key refused", reason=str(refusal))
     return keys
 
 
 def read_key(member: Any) -> Key:
-    """Return a published key, bound to the one algorithm that it is used with.
+    """Return a published key with its one algorithm. Raises `KeyRefused`.
 
-    That is `alg`, or where it is missing the one of the type and curve; RSA is RS256.
-    Raises `KeyRefused`.
+    The algorithm is `alg`, or without it the default of the type and curve (RS256 for RSA).
     """
     if not isinstance(member, dict):
         raise KeyRefused("not an object")
     if PRIVATE_MEMBERS & member.keys():
-        raise KeyRefused("a private or symmetric key was published")
+        raise KeyRefused("a private or symmetric key")
     operations = member.get("key_ops", ["verify"])
     if member.get("use", "sig") != "sig" or not (
         isinstance(operations, list) and "verify" in operations
@@ -245,25 +251,16 @@ def read_key(member: Any) -> Key:
     except (PyJWTError, UnsupportedAlgorithm, ValueError, TypeError, AttributeError):
         raise KeyRefused("not a valid key") from None
     if isinstance(material, RSAPublicKey) and material.key_size not in RSA_BITS:
-        raise KeyRefused("RSA key of a length that is not safe")
+        raise KeyRefused("an RSA key of an unsafe length")
     if isinstance(material, Ed25519PublicKey) and _is_small_order(material):
-        raise KeyRefused("anybody can sign under this point")
+        raise KeyRefused("a point of small order")
     return Key(SYNONYMS.get(algorithm, algorithm), material)
 
 
-_KINDS: Mapping[str, tuple[type[Algorithm], tuple[str, ...]]] = {
-    "OKP Ed25519": (OKPAlgorithm, ("EdDSA", "Ed25519")),
-    "EC P-256": (ECAlgorithm, ("ES256",)),
-    "EC P-521": (ECAlgorithm, ("ES512",)),
-    "RSA ": (RSAAlgorithm, ("RS256", "PS256")),
-}
-"""By `kty` and `crv`: who reads the key, and what it may be used with, the default first."""
-
-
-def _name(member: Any) -> str:
-    """Return `kid`; a key without one is found only where it is the only key."""
-    name = member.get("kid", "") if isinstance(member, dict) else ""
-    return name if isinstance(name, str) else ""
+def _key_id(member: Any) -> str:
+    """Return `kid`, or "" for a key without one, which is used only if it is the only key."""
+    key_id = member.get("kid", "") if isinstance(member, dict) else ""
+    return key_id if isinstance(key_id, str) else ""
 
 
 def _is_small_order(key: Ed25519PublicKey) -> bool:

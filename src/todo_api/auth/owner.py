@@ -63,7 +63,7 @@ class Authenticator:
             except (UnknownKey, KeysUnavailable):
                 if self._key_set is None:
                     raise
-                await self._key_set.ask()
+                await self._key_set.refresh()
         return self._verifier.verify(token, self._clock())
 
 

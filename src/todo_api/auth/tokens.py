@@ -1,8 +1,8 @@
-"""Verify a bearer token: pure, strict, without I/O and without a framework.
+"""The verification of bearer tokens, strict and without I/O.
 
-The rules are RFC 7519 (JWT), RFC 7515 (JWS) and RFC 8725 (best practices), read strictly: what a
-lenient parser would repair is refused before a library sees it. The library (PyJWT) does the
-cryptography and nothing else.
+The rules are RFC 7519 (JWT), RFC 7515 (JWS) and RFC 8725 (best practices). A token that a lenient
+parser would repair is refused before a library sees it. The library (PyJWT) does the cryptography
+and nothing else.
 """
 
 import re
@@ -18,33 +18,36 @@ from jwt.algorithms import get_default_algorithms
 from todo_api.errors import InvalidToken, KeysUnavailable
 
 MAXIMUM_BYTES = 8192
-"""A longer token is refused unread. Better Auth puts the whole user in it, avatar included."""
+"""A longer token is refused unread. Better Auth puts the whole user into it, with the avatar."""
 
 LEEWAY = 10.0
-"""Seconds that the issuer's clock and ours may differ."""
+"""Seconds by which the issuer's clock and ours may differ."""
 
 LATEST = 253_402_300_799
-"""The end of the year 9999: what is later, or as long before 1970, is no time (and no number)."""
+"""The end of the year 9999. A later time, or one as long before 1970, is refused."""
 
 SUBJECT_LENGTH = 255
+KEY_ID_LENGTH = 255
 CACHED_TOKENS = 10_000
+
 TYPES = {"JWT", "at+jwt"}
-"""The `typ` of a token that is meant to be an access token (RFC 8725, section 3.11)."""
+"""The values of `typ` that an access token may have (RFC 8725, section 3.11)."""
 
 _SHAPE = re.compile(r"([\w-]+)\.([\w-]+)\.([\w-]+)", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ALGORITHMS = get_default_algorithms()
-_SHARED = "HS256"
+
+SHARED_ALGORITHM = "HS256"
 PUBLISHED_ALGORITHMS = {"EdDSA", "ES256", "ES512", "RS256", "PS256"}
-"""What Better Auth can sign with."""
+"""The algorithms that Better Auth can sign with."""
 
 SYNONYMS = {"Ed25519": "EdDSA"}
-"""RFC 9864 gives EdDSA on Ed25519 a name of its own."""
+"""RFC 9864 has another name for EdDSA with Ed25519."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom a token speaks for: `sub`, and what else of it is used."""
+    """The user that a token names, and the other claims that are used."""
 
     subject: str
     email: str | None
@@ -53,7 +56,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key and the one algorithm it is used with (RFC 8725, section 3.1)."""
+    """A key and its one algorithm (RFC 8725, section 3.1)."""
 
     algorithm: str
     material: Any
@@ -61,7 +64,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a token must say of its issuer and its audience; None is not asked about."""
+    """The issuer and the audience that a token must name; None is not checked."""
 
     issuer: str | None = None
     audience: str | None = None
@@ -69,11 +72,10 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Everything a signature can be checked with.
+    """All keys, of both kinds. Neither kind is ever tried in place of the other.
 
-    `secret` is for HS256 alone, None where none is configured. `published` is by `kid`, None until
-    the set could be loaded; `published_expects` is None where no set is configured.
-    Neither kind is ever tried in place of the other.
+    `secret` is for HS256 only, and None if none is configured. `published` is by `kid`, and None
+    until the set is loaded. `published_expects` is None if no set is configured.
     """
 
     secret: Key | None = None
@@ -83,22 +85,19 @@ class Keys:
 
 
 class UnknownKey(InvalidToken):
-    """The token names a key that is not in the set: it may be newer than our copy."""
-
-
-KEY_ID_LENGTH = 255
-"""A longer `kid` is nobody's, and not worth a look at the issuer's set."""
+    """The token names a key that is not in our copy of the set, which may be outdated."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Claims:
-    """What is left to check, at every use, of a token whose signature is good."""
+    """The claims of a token with a good signature; its times are checked at every use."""
 
     identity: Identity
     expires_at: float
     valid_from: float
 
-    def at(self, now: float) -> Identity:
+    def valid_at(self, now: float) -> Identity:
+        """Return the identity, or raise `InvalidToken` if the token is not valid at this time."""
         if now >= self.expires_at + LEEWAY:
             raise InvalidToken("expired")
         if now < self.valid_from - LEEWAY:
@@ -107,39 +106,39 @@ class _Claims:
 
 
 class Verifier:
-    """Verifies tokens, with a bounded memory of the signatures it has checked.
+    """Verifies tokens, with a bounded cache of those whose signature was good.
 
-    Why that is safe: an entry is found by the SHA-256 of the whole token, so no other token finds
-    it; it holds what the signature covers, while `exp`, `nbf` and `iat` are compared with the
-    clock every time; and new keys come with a new, empty memory. A token costs 30 µs (HS256) to
-    140 µs (EdDSA) the first time, about 1 µs after that.
+    A token costs 30 µs (HS256) to 140 µs (EdDSA) the first time, and about 1 µs from the cache.
+    The cache is safe for three reasons. Its key is the SHA-256 of the whole token, so no other
+    token finds the entry. `exp`, `nbf` and `iat` are compared with the clock every time. New keys
+    empty the cache.
     """
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
-        self._checked: dict[bytes, _Claims] = {}
+        self._cache: dict[bytes, _Claims] = {}
 
-    def use(self, keys: Keys) -> None:
-        """Trust these keys from now on, and forget what was checked with the old ones."""
+    def replace_keys(self, keys: Keys) -> None:
+        """Verify with these keys from now on."""
         self.keys = keys
-        self._checked.clear()
+        self._cache.clear()
 
     def verify(self, token: str, now: float) -> Identity:
-        """Return whom the token speaks for, or raise `InvalidToken`.
+        """Return the identity that a valid token proves, or raise `InvalidToken`.
 
-        `now` is in seconds since the epoch. Raises `UnknownKey` for a `kid` that is not published
-        and `KeysUnavailable` where no key set was ever loaded.
+        `now` is in seconds since the epoch. Raises `UnknownKey` for a `kid` that is not published,
+        and `KeysUnavailable` if no key set was ever loaded.
         """
         if len(token) > MAXIMUM_BYTES:
             raise InvalidToken("too long")
         digest = sha256(token.encode("latin-1")).digest()
-        claims = self._checked.get(digest)
+        claims = self._cache.get(digest)
         if claims is None:
-            claims = _read(token, self.keys)
-            if len(self._checked) >= CACHED_TOKENS:
-                del self._checked[next(iter(self._checked))]
-            self._checked[digest] = claims
-        return claims.at(now)
+            claims = _verified_claims(token, self.keys)
+            if len(self._cache) >= CACHED_TOKENS:
+                del self._cache[next(iter(self._cache))]
+            self._cache[digest] = claims
+        return claims.valid_at(now)
 
 
 def is_subject(text: str) -> bool:
@@ -147,8 +146,8 @@ def is_subject(text: str) -> bool:
     return 1 <= len(text) <= SUBJECT_LENGTH and text.strip() != "" and not _CONTROL.search(text)
 
 
-def _read(token: str, keys: Keys) -> _Claims:
-    """Check all of a token that does not depend on the time."""
+def _verified_claims(token: str, keys: Keys) -> _Claims:
+    """Return the claims of a token after all checks that do not depend on the time."""
     shape = _SHAPE.fullmatch(token)
     if shape is None:
         raise InvalidToken("not three base64url segments")
@@ -158,7 +157,7 @@ def _read(token: str, keys: Keys) -> _Claims:
     signed = token[: shape.end(2)].encode()
     try:
         genuine = _ALGORITHMS[key.algorithm].verify(signed, key.material, signature)
-    except (ValueError, TypeError):  # a signature of another shape
+    except (ValueError, TypeError):  # the signature does not fit the algorithm
         genuine = False
     if not genuine:
         raise InvalidToken("signature")
@@ -166,7 +165,7 @@ def _read(token: str, keys: Keys) -> _Claims:
 
 
 def _decode(segment: str) -> bytes:
-    """Decode base64url without padding, in its one canonical spelling (RFC 7515, section 2)."""
+    """Decode canonical base64url without padding (RFC 7515, section 2)."""
     try:
         decoded = urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
     except ValueError:
@@ -176,21 +175,21 @@ def _decode(segment: str) -> bytes:
     return decoded
 
 
-def _parse(text: bytes, what: str) -> dict[str, Any]:
-    """Parse strict JSON: UTF-8, no duplicate members, no NaN; an object."""
+def _parse(text: bytes, part: str) -> dict[str, Any]:
+    """Return a JSON object, which must be UTF-8 without duplicate members and NaN."""
     try:
         value = jiter.from_json(
             text, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none"
         )
     except ValueError:
-        raise InvalidToken(f"{what} is not strict JSON") from None
+        raise InvalidToken(f"{part} is not strict JSON") from None
     if not isinstance(value, dict):
-        raise InvalidToken(f"{what} is not an object")
+        raise InvalidToken(f"{part} is not an object")
     return value
 
 
 def _read_header(header: dict[str, Any]) -> tuple[str, str | None]:
-    """Return `alg` and `kid`. Whatever else points to a key (`jwk`, `jku`, `x5c` …) is not read."""
+    """Return `alg` and `kid`. Other members that name a key (`jwk`, `jku`, `x5c`) are ignored."""
     if "crit" in header:
         raise InvalidToken("crit")
     if "typ" in header and not (isinstance(header["typ"], str) and header["typ"] in TYPES):
@@ -209,8 +208,8 @@ def _is_key_id(key_id: object) -> bool:
 
 
 def _find_key(algorithm: str, key_id: str | None, keys: Keys) -> tuple[Key, Expected]:
-    """Find the one key that may have signed this; never another one that happens to fit."""
-    if algorithm == _SHARED:
+    """Return the one key that the token must be signed with, and the expected claims."""
+    if algorithm == SHARED_ALGORITHM:
         if keys.secret is None:
             raise InvalidToken("no shared secret is configured")
         return keys.secret, keys.secret_expects
@@ -249,16 +248,15 @@ def _read_claims(claims: dict[str, Any], expected: Expected) -> _Claims:
 
 
 def _is_audience(claim: object, audience: str) -> bool:
-    """Tell whether `aud`, a string or a list of strings, names us (RFC 7519, section 4.1.3)."""
+    """Tell whether `aud`, a string or a list of strings, names `audience` (RFC 7519, 4.1.3)."""
     names = claim if isinstance(claim, list) else [claim]
     return all(isinstance(name, str) for name in names) and audience in names
 
 
 def _time(claims: dict[str, Any], name: str) -> float:
-    """Return a NumericDate (RFC 7519, section 2): a number, not its spelling, nor a boolean."""
+    """Return a NumericDate (RFC 7519, section 2), which must be a JSON number."""
     value = claims[name]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidToken(name)
-    if not abs(value) <= LATEST:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and abs(value) <= LATEST):
         raise InvalidToken(name)
     return float(value)

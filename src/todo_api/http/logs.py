@@ -1,88 +1,90 @@
-"""Logging: one line an event, for people on a terminal, as JSON elsewhere."""
+"""Logging: one line for each event, readable on a terminal and JSON elsewhere."""
 
 import json
 import logging
-import os
 import sys
 from contextlib import suppress
-from typing import TypeAlias
+from io import FileIO, TextIOWrapper
+from typing import Any
 
 import structlog
+from structlog.typing import Processor
 
 from todo_api.settings import Settings
-
-Processors: TypeAlias = list[structlog.typing.Processor]
 
 _encode = json.JSONEncoder(default=repr).encode
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send the program's log, and that of its libraries, to standard error."""
+    """Send the log of the program and of its libraries to standard error."""
     log_format = settings.log_format or ("console" if sys.stderr.isatty() else "json")
-    shared: Processors = [
+    shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # Never the local variables of a frame: they hold tokens and titles.
-    rendered: Processors = (
-        [
-            structlog.dev.ConsoleRenderer(
-                exception_formatter=structlog.dev.plain_traceback, colors=sys.stderr.isatty()
-            )
-        ]
-        if log_format == "console"
-        else [
-            structlog.processors.ExceptionRenderer(
-                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-            ),
-            structlog.processors.JSONRenderer(lambda event, **_: _encode(event)),
-        ]
-    )
-    lines = _Lines()
-    _configure_libraries(settings.log_level.upper(), shared, rendered)
+    rendered = _console() if log_format == "console" else _json()
+    # structlog writes by itself, because each request writes a line, and through `logging` that
+    # takes 24 µs instead of 10 (measured).
     structlog.configure(
-        processors=[*shared, *rendered],
-        logger_factory=lambda *_: lines,
+        processors=[*shared, *rendered, _to_bytes],
+        logger_factory=structlog.BytesLoggerFactory(_standard_error()),
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         cache_logger_on_first_use=True,
     )
-
-
-class _Lines:
-    """Writes lines to standard error, each in one system call.
-
-    Not through `logging`, which takes three times as long (measured: 24 µs a line against 10), and
-    there is one for every request.
-    """
-
-    def __init__(self) -> None:
-        self._file = sys.stderr.fileno()
-        self._left = b""
-
-    def msg(self, line: str) -> None:
-        """Write a line. A log that cannot be written must not cost the request its answer.
-
-        What a full pipe or disk takes only the half of is ended before the next line.
-        """
-        data = (b"\n" if self._left else b"") + f"{line}\n".encode(errors="backslashreplace")
-        with suppress(OSError):
-            while data:
-                written = os.write(self._file, data)
-                data = data[written:]
-                self._left = data
-
-    debug = info = warning = error = critical = msg
-
-
-def _configure_libraries(level: str, shared: Processors, rendered: Processors) -> None:
-    """Have what libraries log by `logging` look the same."""
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(TextIOWrapper(_standard_error(), "utf-8", "backslashreplace"))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
         )
     )
+    _configure_libraries(settings.log_level.upper(), handler)
+
+
+class _StandardError(FileIO):
+    """Standard error without exceptions, because a log must not cost a request its answer."""
+
+    _unfinished = False
+
+    def write(self, line: Any, /) -> int:
+        """Write a line in one system call, so that workers do not mix their lines.
+
+        A full disk or pipe may take a part of a line, and then the next one begins on a new line.
+        """
+        data = b"\n" + line if self._unfinished else line
+        written = 0
+        with suppress(OSError):
+            written = super().write(data) or 0  # None if a full pipe would block
+        if written:
+            self._unfinished = written < len(data)
+        return written
+
+
+def _standard_error() -> _StandardError:
+    return _StandardError(sys.stderr.fileno(), "wb", closefd=False)
+
+
+def _console() -> list[Processor]:
+    # This traceback has no local variables, which hold tokens and titles.
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(exception_formatter=plain, colors=sys.stderr.isatty())]
+
+
+def _json() -> list[Processor]:
+    # Local variables hold tokens and titles.
+    traceback = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [
+        structlog.processors.ExceptionRenderer(traceback),
+        structlog.processors.JSONRenderer(lambda event, **_: _encode(event)),
+    ]
+
+
+def _to_bytes(_logger: object, _method: str, line: Any) -> bytes:
+    encoded: bytes = line.encode(errors="backslashreplace")
+    return encoded
+
+
+def _configure_libraries(level: str, handler: logging.Handler) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)

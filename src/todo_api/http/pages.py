@@ -1,4 +1,4 @@
-"""The pages for people and tools around the API: health, the OpenAPI document, its reader."""
+"""The public pages beside the API: health, the OpenAPI document, and Swagger UI to read it."""
 
 import json
 from base64 import b64encode
@@ -21,11 +21,11 @@ from todo_api.http.answers import Error, json_answer
 from todo_api.http.routing import ServiceRoute
 
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
-"""Swagger UI's files, as the package fastapi-offline carries them."""
+"""Swagger UI's files in the package fastapi-offline."""
 
 
 class Health(BaseModel):
-    """One word about the service."""
+    """The state of the service, in one word."""
 
     status: str
 
@@ -88,7 +88,7 @@ def _asset(path: Path) -> Callable[[], Awaitable[Response]]:
 
 
 def _documentation_page(title: str) -> tuple[bytes, str]:
-    """Return the page, and the policy that lets its one inline script run and no other."""
+    """Return Swagger UI's page, and a policy that allows only its own inline script."""
     page = bytes(
         get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -111,7 +111,7 @@ def _documentation_page(title: str) -> tuple[bytes, str]:
 
 
 def _folder() -> Path:
-    """Return the folder of Swagger UI's files, without importing the package that carries them."""
+    """Return the folder of Swagger UI's files, without an import of their package."""
     package = find_spec("fastapi_offline")
     if package is None or package.origin is None:
         raise RuntimeError("the package fastapi-offline is not installed")
