@@ -37,7 +37,7 @@ class StartupError(Exception):
 
 
 class ApiError(Exception):
-    """An error that is answered with `status_code`, `headers`, and `message` as the body's `error`."""
+    """An error with its answer: `status_code`, `headers`, and `message` for the body."""
 
     status_code: int
     message: str = ""
