@@ -280,7 +280,7 @@ def misshapen(answer: httpx2.Response, user: str) -> str | None:
 
 
 def _misshapen_error(answer: httpx2.Response, body: dict[str, Any]) -> str | None:
-    if not body.get("error") or not set(body) <= {"error", "fields"}:
+    if not body.get("error") or not {"detail", "code"} <= set(body):
         return f"{answer.status_code} says {answer.text:.200}"
     if answer.status_code in UNKNOWN and answer.headers.get("retry-after") != "1":
         return f"{answer.status_code} without Retry-After"

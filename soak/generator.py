@@ -6,6 +6,7 @@ loop: each request is due at its own instant, whatever became of those before; o
 connection idle waits for one.
 """
 
+import json
 import select
 import socket
 import time
@@ -16,8 +17,10 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit
 
-OVERLOADED = b'{"error": "Service temporarily unavailable"}'
-"""The body of every 503."""
+from todo_api.errors import Overloaded
+
+OVERLOADED = json.dumps(Overloaded().body()).encode()
+"""The body of the 503 that refuses excess requests."""
 
 PATIENCE = 10.0
 """Seconds after the last request in which every answer has to be there."""

@@ -5,7 +5,12 @@ One handler (`todo_api.http.answers`) answers them all. This module imports noth
     StartupError                 the program cannot start: one line for the operator
     ApiError                     any error a client sees
     ├── BadRequest               400
-    │   └── InvalidFields        400 with a message for each field
+    │   ├── InvalidJson          400
+    │   ├── InvalidTaskId        400
+    │   ├── InvalidParameter     400
+    │   ├── NothingToChange      400
+    │   ├── CorsRefused          400, a preflight
+    │   └── InvalidFields        400 with a message and a code for each field
     ├── Unauthorized             401
     │   └── InvalidToken         401, a token was sent (RFC 6750, section 3.1)
     │       └── AccountErased    401, the user was erased after the token was issued
@@ -26,10 +31,13 @@ One handler (`todo_api.http.answers`) answers them all. This module imports noth
         ├── ShuttingDown         503
         ├── DatabaseBusy         503, no free connection in time
         ├── StatementTimeout     503
+        ├── NotReady             503, `/readyz`
         └── KeysUnavailable      503, no signing key could be loaded yet
 """
 
 from collections.abc import Mapping
+from itertools import islice
+from typing import NamedTuple
 
 
 class StartupError(Exception):
@@ -37,9 +45,13 @@ class StartupError(Exception):
 
 
 class ApiError(Exception):
-    """An error with its answer: `status_code`, `headers`, and `message` for the body."""
+    """An error with its answer: `status_code`, `code`, `headers`, and `message` for the body.
+
+    People read the message. Programs decide on the code, which is part of the contract.
+    """
 
     status_code: int
+    code: str
     message: str = ""
     headers: Mapping[str, str] = {}
 
@@ -49,32 +61,80 @@ class ApiError(Exception):
         super().__init__(self.message)
 
     def body(self) -> dict[str, object]:
-        """Return the members of the JSON body."""
-        return {"error": self.message}
+        """Return the members of the JSON body. Many clients read `detail`, as FastAPI calls it."""
+        return {"error": self.message, "detail": self.message, "code": self.code}
 
 
 class BadRequest(ApiError):
     """The request breaks a rule of the API. The message names the rule and the place."""
 
     status_code = 400
+    code = "invalid_request"
+
+
+class InvalidJson(BadRequest):
+    """The body is not strict JSON, or not an object."""
+
+    code = "invalid_json"
+
+
+class InvalidTaskId(BadRequest):
+    """The id in the path is not a plain decimal number in range."""
+
+    code = "invalid_task_id"
+    message = "Invalid task ID"
+
+
+class InvalidParameter(BadRequest):
+    """A query parameter is unknown, repeated, or has a value that is not allowed."""
+
+    code = "invalid_parameter"
+
+
+class NothingToChange(BadRequest):
+    """A change has no field that a client can set."""
+
+    code = "nothing_to_change"
+    message = "At least one field must be provided"
+
+
+class CorsRefused(BadRequest):
+    """A preflight asks for what CORS does not allow."""
+
+    code = "cors_refused"
+
+
+class FieldError(NamedTuple):
+    """The error of one member of a body."""
+
+    code: str
+    message: str
 
 
 class InvalidFields(BadRequest):
-    """Some members of the body are wrong. `fields` has a message for each, in order."""
+    """One or more members of the body are wrong; `fields` has an error for each, in order."""
 
-    def __init__(self, fields: Mapping[str, str]) -> None:
-        self.fields = dict(fields)
-        super().__init__(next(iter(self.fields.values())))
+    code = "invalid_fields"
+    MAXIMUM_FIELDS = 20
+
+    def __init__(self, fields: Mapping[str, FieldError]) -> None:
+        self.fields = dict(islice(fields.items(), self.MAXIMUM_FIELDS))
+        super().__init__(next(iter(self.fields.values())).message)
 
     def body(self) -> dict[str, object]:
-        """Return the first message as `error`, and all of them under `fields`."""
-        return {"error": self.message, "fields": self.fields}
+        """Return the first message as `error`, and message and code of every field."""
+        return {
+            **super().body(),
+            "fields": {name: error.message for name, error in self.fields.items()},
+            "codes": {name: error.code for name, error in self.fields.items()},
+        }
 
 
 class Unauthorized(ApiError):
     """No token was sent. Every 401 has the same body, so that a stranger learns nothing."""
 
     status_code = 401
+    code = "token_missing"
     message = "A valid bearer token is required"
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
@@ -82,6 +142,7 @@ class Unauthorized(ApiError):
 class InvalidToken(Unauthorized):
     """A token was sent and refused. `reason` is for tests and logs, never for the client."""
 
+    code = "token_invalid"
     headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
     def __init__(self, reason: str) -> None:
@@ -100,6 +161,7 @@ class Forbidden(ApiError):
     """The user named in the path is not the token's user."""
 
     status_code = 403
+    code = "forbidden"
     message = "You can only access your own tasks"
 
 
@@ -107,12 +169,14 @@ class NotFound(ApiError):
     """No route has this path."""
 
     status_code = 404
+    code = "not_found"
     message = "Not found"
 
 
 class TaskNotFound(NotFound):
     """This user has no such task. The id may be unused or another user's."""
 
+    code = "task_not_found"
     message = "Task not found"
 
 
@@ -120,6 +184,7 @@ class MethodNotAllowed(ApiError):
     """The path exists, but not with this verb."""
 
     status_code = 405
+    code = "method_not_allowed"
     message = "Method not allowed"
 
     def __init__(self, allow: str) -> None:
@@ -131,13 +196,15 @@ class BodyTooLarge(ApiError):
     """The body is over the limit. The rest of it is not read."""
 
     status_code = 413
+    code = "body_too_large"
 
 
 class UnsupportedMediaType(ApiError):
     """The body is not declared as plain JSON."""
 
     status_code = 415
-    message = "Content-Type must be application/json"
+    code = "unsupported_media_type"
+    message = "Content-Type must be application/json, without a charset or with charset=utf-8"
     headers: Mapping[str, str] = {"Accept": "application/json"}
 
 
@@ -145,12 +212,14 @@ class HeaderFieldsTooLarge(ApiError):
     """The request line and its header fields are over the limit (RFC 6585, section 5)."""
 
     status_code = 431
+    code = "header_fields_too_large"
 
 
 class TooManyRequests(ApiError):
     """This user or this address has sent too many requests. `wait` is in seconds."""
 
     status_code = 429
+    code = "too_many_requests"
     message = "Too many requests"
 
     def __init__(self, wait: int) -> None:
@@ -164,6 +233,7 @@ class RaisedError(ApiError):
     def __init__(self, status_code: int, message: str, headers: Mapping[str, str]) -> None:
         super().__init__(message)
         self.status_code = status_code
+        self.code = f"http_{status_code}"
         self.headers = headers
 
 
@@ -171,12 +241,14 @@ class InternalError(ApiError):
     """The service is at fault. The log has the cause, under the request's id."""
 
     status_code = 500
+    code = "internal_error"
     message = "Internal server error"
 
 
 class DatabaseUnreachable(InternalError):
     """The database cannot be reached, or the connection broke and the outcome is unknown."""
 
+    code = "database_unreachable"
     headers: Mapping[str, str] = {"Retry-After": "1"}
 
 
@@ -184,6 +256,7 @@ class ServiceUnavailable(ApiError):
     """The client may try again after `Retry-After` seconds."""
 
     status_code = 503
+    code = "database_busy"
     message = "Service temporarily unavailable"
     headers: Mapping[str, str] = {"Retry-After": "1"}
 
@@ -191,13 +264,19 @@ class ServiceUnavailable(ApiError):
 class Overloaded(ServiceUnavailable):
     """This process has as many requests in flight as it accepts."""
 
+    code = "overloaded"
+
 
 class RequestTimeout(ServiceUnavailable):
     """The request took longer than `REQUEST_TIMEOUT`."""
 
+    code = "timeout"
+
 
 class ShuttingDown(ServiceUnavailable):
     """The request was unfinished when the time for graceful shutdown ran out."""
+
+    code = "shutting_down"
 
 
 class DatabaseBusy(ServiceUnavailable):
@@ -207,6 +286,16 @@ class DatabaseBusy(ServiceUnavailable):
 class StatementTimeout(ServiceUnavailable):
     """The statement or its wait for a lock took too long, and was rolled back."""
 
+    code = "timeout"
+
+
+class NotReady(ServiceUnavailable):
+    """The service cannot serve requests yet. The message says why."""
+
+    code = "not_ready"
+
 
 class KeysUnavailable(ServiceUnavailable):
     """No signing key could be loaded yet, so the token cannot be verified."""
+
+    code = "keys_unavailable"

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from support.problems import problem
 from support.service import Service, bearer
 from support.waiting import until, waiting_for_locks
 from todo_api.tasks import statements
@@ -76,7 +77,7 @@ async def test_token_from_before_cannot_write(
     after = everything(sql)
     refused = await service.client.request(verb, path, headers=old, json=body)
     assert refused.status_code == 401
-    assert refused.json() == {"error": "A valid bearer token is required"}
+    assert refused.json() == problem("token_invalid", "A valid bearer token is required")
     assert refused.headers["www-authenticate"] == 'Bearer error="invalid_token"'
     assert everything(sql) == after == NOTHING
     reading = await service.request("GET", "/api/tasks", headers=old)

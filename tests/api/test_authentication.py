@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from support.problems import problem
 from support.publisher import Publisher, SigningKey
 from support.service import SECRET, Service, running_service, token
 from todo_api.auth.tokens import Expected, Key, Keys, Verifier
@@ -55,8 +56,10 @@ async def refused(service: Service, credentials: str) -> None:
     for verb in ("GET", "POST"):
         answer = await ask(service, credentials, verb)
         assert answer.status_code == 401, credentials[:200]
-        assert answer.content == b'{"error": "A valid bearer token is required"}'
-        assert answer.headers["www-authenticate"].startswith("Bearer")
+        code = (
+            "token_missing" if answer.headers["www-authenticate"] == "Bearer" else "token_invalid"
+        )
+        assert answer.json() == problem(code, "A valid bearer token is required")
         assert service.wire.round_trips == 0
 
 
@@ -274,7 +277,7 @@ async def test_other_credentials_are_refused(service: Service, value: str) -> No
         "GET", "/api/tasks", headers={"Authorization": value.replace("TOKEN", token("alice"))}
     )
     assert answer.status_code == 401
-    assert answer.content == b'{"error": "A valid bearer token is required"}'
+    assert answer.json()["error"] == "A valid bearer token is required"
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer  "])
@@ -288,7 +291,8 @@ async def test_challenge_says_whether_a_token_was_sent(service: Service) -> None
     assert nothing.headers["www-authenticate"] == "Bearer"
     wrong = await ask(service, "x.y.z")
     assert wrong.headers["www-authenticate"] == 'Bearer error="invalid_token"'
-    assert wrong.content == nothing.content
+    assert nothing.json()["code"] == "token_missing"
+    assert wrong.json()["code"] == "token_invalid"
 
 
 async def test_two_authorization_headers_are_refused(service: Service) -> None:

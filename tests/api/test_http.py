@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from support.listening import listening
+from support.problems import problem
 from support.service import ORIGIN, Service, bearer
 from todo_api.tasks.owned_tasks import OwnedTasks
 
@@ -18,6 +19,8 @@ ALLOW = {
     "/api/alice/tasks/1": "DELETE, GET, HEAD, OPTIONS, PUT",
     "/api/tasks/1/complete": "OPTIONS, PATCH",
     "/api/alice/tasks/1/complete": "OPTIONS, PATCH",
+    "/api/tasks/1/status": "OPTIONS, PATCH",
+    "/api/alice/tasks/1/status": "OPTIONS, PATCH",
     "/api/account": "DELETE, OPTIONS",
     "/api/alice/account": "DELETE, OPTIONS",
     "/health": "GET, HEAD, OPTIONS",
@@ -37,7 +40,7 @@ async def test_wrong_verb_is_405_with_allow_and_without_a_token(
         assert response.status_code == 405
         assert response.headers["allow"] == allow
         if verb != "HEAD":
-            assert response.json() == {"error": "Method not allowed"}
+            assert response.json() == problem("method_not_allowed", "Method not allowed")
     options = await service.request("OPTIONS", path)
     assert (options.status_code, options.headers["allow"], options.content) == (204, allow, b"")
 
@@ -56,7 +59,10 @@ async def test_unknown_path_is_404_without_a_token(
     for path, verb in product(UNKNOWN_PATHS, ("GET", "POST", "DELETE")):
         with subtests.test(f"{verb} {path}"):
             response = await service.request(verb, path)
-            assert (response.status_code, response.json()) == (404, {"error": "Not found"})
+            assert (response.status_code, response.json()) == (
+                404,
+                problem("not_found", "Not found"),
+            )
             assert "location" not in response.headers
 
 
@@ -152,7 +158,10 @@ async def test_errors_of_every_layer_carry_cors_headers(
         assert "X-Request-ID" in response.headers["access-control-expose-headers"]
     monkeypatch.setattr(OwnedTasks, "list", fail)
     response = await service.request("GET", "/api/tasks", "alice", headers=origin)
-    assert (response.status_code, response.json()) == (500, {"error": "Internal server error"})
+    assert (response.status_code, response.json()) == (
+        500,
+        problem("internal_error", "Internal server error"),
+    )
     assert response.headers["access-control-allow-origin"] == ORIGIN
 
 
@@ -200,7 +209,10 @@ async def test_refused_preflight_is_an_error_like_any_other(
             "Access-Control-Request-Headers": headers,
         },
     )
-    assert (response.status_code, response.json()) == (400, {"error": f"Disallowed CORS {what}"})
+    assert (response.status_code, response.json()) == (
+        400,
+        problem("cors_refused", f"Disallowed CORS {what}"),
+    )
     assert ("access-control-allow-origin" in response.headers) is (origin == ORIGIN)
 
 
@@ -232,6 +244,7 @@ async def test_openapi_document_describes_the_contract(service: Service) -> None
         "change_{}task",
         "delete_{}task",
         "complete_{}task",
+        "set_{}task_status",
         "delete_{}account",
     )
     assert set(operations) == {name.format(family) for name in verbs for family in ("", "user_")}

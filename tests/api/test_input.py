@@ -6,9 +6,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from support.problems import invalid_fields, problem
 from support.service import Service
 
 JSON = {"Content-Type": "application/json"}
+MEDIA_TYPE = "Content-Type must be application/json, without a charset or with charset=utf-8"
 MAXIMUM = 131_072
 
 
@@ -73,7 +75,10 @@ async def test_body_that_is_not_strict_json_is_refused(
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"a"', b"1", b"true", b"[{}]"])
 async def test_body_that_is_no_object_is_refused(service: Service, body: bytes) -> None:
     response = await put_and_post(service, body)
-    assert (response.status_code, response.json()) == (400, {"error": "Body must be a JSON object"})
+    assert (response.status_code, response.json()) == (
+        400,
+        problem("invalid_json", "Body must be a JSON object"),
+    )
 
 
 def some(*values: Any) -> tuple[Any, ...]:
@@ -154,12 +159,27 @@ FIELD_ERRORS: list[tuple[dict[str, Any], dict[str, str]]] = [
 ]
 
 
+def field_code(value: Any, message: str) -> str:
+    """Return the reason that belongs to a message about a value."""
+    words = {
+        "must be a string": "wrong_type",
+        "characters or less": "too_long",
+        "NUL": "invalid_text",
+        "disagree": "conflict",
+        "Unknown": "unknown_field",
+        "true or false": "wrong_type",
+    }
+    of_type = "invalid_value" if isinstance(value, str) else "wrong_type"
+    return next((code for word, code in words.items() if word in message), of_type)
+
+
 async def test_wrong_fields_are_all_named(service: Service, subtests: pytest.Subtests) -> None:
     for body, fields in FIELD_ERRORS:
         with subtests.test(str(body)[:80]):
             response = await put_and_post(service, json.dumps(body).encode())
             assert response.status_code == 400
-            assert response.json() == {"error": next(iter(fields.values())), "fields": fields}
+            codes = {name: field_code(body.get(name), fields[name]) for name in fields}
+            assert response.json() == invalid_fields(fields, codes)
             assert list(response.json()["fields"]) == list(fields)
 
 
@@ -176,7 +196,7 @@ async def test_value_that_parsers_read_differently_is_refused_in_an_ignored_memb
     response = await put_and_post(service, b'{"title": "a", "id": ' + ignored + b"}")
     assert (response.status_code, response.json()) == (
         400,
-        {"error": "Body is not valid JSON: text with NUL, or a number out of range"},
+        problem("invalid_json", "Body is not valid JSON: text with NUL, or a number out of range"),
     )
     unknown = await put_and_post(service, b'{"title": "a", "x": 1e400}')
     assert unknown.json()["fields"] == {"x": "Unknown field: x"}
@@ -188,15 +208,17 @@ async def test_blank_title(service: Service, title: object) -> None:
     body = {"title": title, "description": "x"}
     post = await service.request("POST", "/api/tasks", "alice", json=body)
     assert (post.status_code, post.json()["error"]) == (400, "Title is required")
+    assert post.json()["codes"] == {"title": "required" if title is None else "blank"}
     put = await service.request("PUT", f"/api/tasks/{task['id']}", "alice", json=body)
     assert (put.status_code, put.json()["error"]) == (400, "Title cannot be empty")
+    assert put.json()["codes"] == {"title": "blank"}
 
 
 async def test_missing_title(service: Service) -> None:
     message = "Title is required"
     for body in ({}, {"description": "x"}, {"id": 1}):
         response = await service.request("POST", "/api/tasks", "alice", json=body)
-        assert response.json() == {"error": message, "fields": {"title": message}}
+        assert response.json() == invalid_fields({"title": message}, {"title": "required"})
 
 
 async def test_put_without_a_writable_field(service: Service) -> None:
@@ -204,7 +226,7 @@ async def test_put_without_a_writable_field(service: Service) -> None:
     for body in ({}, {"id": 1, "user_id": "x", "created_at": None, "updated_at": []}):
         response = await service.request("PUT", f"/api/tasks/{task['id']}", "alice", json=body)
         assert (response.status_code, response.json()) == (
-            *(400, {"error": "At least one field must be provided"}),
+            *(400, problem("nothing_to_change", "At least one field must be provided")),
         )
 
 
@@ -252,16 +274,36 @@ DUE_DATES = {
     "2026-11-21t12:34:56.1z": "2026-11-21T12:34:56.100000Z",
     "2026-11-21T12:34:56.123456+05:30": "2026-11-21T07:04:56.123456Z",
     "2026-11-21T00:00:00-00:00": "2026-11-21T00:00:00.000000Z",
-    "2024-02-29": "2024-02-29T00:00:00.000000Z",
-    "0001-01-01": "0001-01-01T00:00:00.000000Z",
+    "2024-02-29": "2024-02-29",
+    "0001-01-01": "0001-01-01",
+    "9999-12-31": "9999-12-31",
     "0001-01-01T05:00:00+05:00": "0001-01-01T00:00:00.000000Z",
     "9999-12-31T23:59:59.999999Z": "9999-12-31T23:59:59.999999Z",
 }
 
 
 @pytest.mark.parametrize(("sent", "shown"), DUE_DATES.items())
-async def test_due_date_is_shown_in_utc(service: Service, sent: str, shown: str) -> None:
-    assert (await service.create("alice", due_date=sent))["due_date"] == shown
+async def test_day_stays_a_day_and_an_instant_is_shown_in_utc(
+    service: Service, sent: str, shown: str
+) -> None:
+    task = await service.create("alice", due_date=sent)
+    assert task["due_date"] == shown
+    again = await service.request("PUT", f"/api/tasks/{task['id']}", "alice", json=task)
+    assert again.json() == task, "what a client received, it may send back"
+
+
+async def test_due_date_changes_between_a_day_and_an_instant(service: Service) -> None:
+    task = await service.create("alice", due_date="2026-12-01")
+    path = f"/api/tasks/{task['id']}"
+    for sent, shown in (
+        ("2026-12-01T00:00:00Z", "2026-12-01T00:00:00.000000Z"),
+        ("2026-12-01", "2026-12-01"),
+        (None, None),
+    ):
+        changed = await service.request("PUT", path, "alice", json={"due_date": sent})
+        assert changed.json()["due_date"] == shown
+        assert changed.json()["version"] > task["version"]
+        task = changed.json()
 
 
 NO_DUE_DATES: list[object] = [
@@ -291,7 +333,7 @@ async def test_body_at_the_limit_and_over_it(service: Service) -> None:
         body = start + b"x" * (MAXIMUM - len(start) - len(end) + extra) + end
         response = await service.request("POST", "/api/tasks", "alice", headers=JSON, content=body)
         assert response.status_code == status
-    assert response.json() == {"error": "Body must be 131072 bytes or less"}
+    assert response.json() == problem("body_too_large", "Body must be 131072 bytes or less")
 
 
 async def test_body_of_unknown_length_is_read_no_further_than_the_limit(service: Service) -> None:
@@ -312,18 +354,25 @@ async def test_body_of_unknown_length_is_read_no_further_than_the_limit(service:
     [
         *(None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"),
         *("application/vnd.x+json", "application/jsonp", "text/json", "application/json5"),
+        *("application/json; charset=utf-7", 'application/json; charset="latin-1"'),
+        *("application/json; charset=", "application/json; charset=utf-8; charset=utf-16"),
+        "application/json; CHARSET=UTF-16",
     ],
 )
 async def test_other_media_type_is_refused(service: Service, content_type: str | None) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type}
     response = await put_and_post(service, b'{"title": "x"}', headers=headers or {"X-None": "1"})
     assert (response.status_code, response.json()) == (
-        *(415, {"error": "Content-Type must be application/json"}),
+        *(415, problem("unsupported_media_type", MEDIA_TYPE)),
     )
 
 
 @pytest.mark.parametrize(
-    "content_type", ["application/json", "APPLICATION/JSON", "application/json; charset=utf-8"]
+    "content_type",
+    [
+        *("application/json", "APPLICATION/JSON", "application/json; charset=utf-8"),
+        *('application/json;charset="UTF-8"', "application/json; charset=utf8; profile=x"),
+    ],
 )
 async def test_json_media_type_is_accepted(service: Service, content_type: str) -> None:
     response = await service.request(
@@ -345,7 +394,7 @@ async def test_two_media_types_are_refused(service: Service) -> None:
         content=b'{"title": "x"}',
     )
     assert (response.status_code, response.json()) == (
-        *(400, {"error": "Send one Content-Type header"}),
+        *(415, problem("unsupported_media_type", "Send one Content-Type header")),
     )
 
 

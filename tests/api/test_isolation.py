@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from support import service as support
+from support.problems import problem
 from support.service import Service, running_service
 from todo_api.app import create_app
 from todo_api.database.statement import Statement
@@ -24,6 +25,7 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("PUT", "/tasks/{id}"): {"title": "stolen"},
     ("DELETE", "/tasks/{id}"): None,
     ("PATCH", "/tasks/{id}/complete"): {"completed": True},
+    ("PATCH", "/tasks/{id}/status"): {"status": "complete"},
     ("DELETE", "/account"): None,
 }
 """Each operation and a body that it would accept."""
@@ -70,7 +72,7 @@ async def test_another_users_task_is_not_found(
     if "{id}" in path:
         assert {answer.status_code for answer in answers} == {404}
         assert answers[0].content == answers[1].content
-        assert answers[0].json() == {"error": "Task not found"}
+        assert answers[0].json() == problem("task_not_found", "Task not found")
     else:
         assert "alice" not in answers[0].text
         assert "secret" not in answers[0].text
@@ -90,7 +92,7 @@ async def test_another_users_path_is_forbidden(
     for options in sent:
         answer = await service.request(verb, alices_path, "mallory", **options)
         assert answer.status_code == 403
-        assert answer.json() == {"error": "You can only access your own tasks"}
+        assert answer.json() == problem("forbidden", "You can only access your own tasks")
         assert service.wire.round_trips == 0
     nobodys = await service.request(verb, path.format(user_id="nobody", id=5), "mallory")
     assert nobodys.content == answer.content

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from support.problems import problem
 from support.publisher import Mode, Publisher, SigningKey
 from support.service import SECRET, Service, running_service
 from support.waiting import until
@@ -157,7 +158,7 @@ async def test_set_is_fetched_again_after_a_failure_without_anybody_asking(
     ):
         not_ready = await service.request("GET", "/readyz")
         assert not_ready.status_code == 503
-        assert not_ready.json() == {"error": "No signing key could be loaded yet"}
+        assert not_ready.json() == problem("not_ready", "No signing key could be loaded yet")
         assert publisher.requests == 0
         monkeypatch.setattr(key_set, "fetch", fetch)
         await until(lambda: publisher.requests > 0)

@@ -1,6 +1,7 @@
 """How much is taken on at once, and for how long: what is over it is 503, and nothing leaks."""
 
 import asyncio
+import json
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from support.listening import Listening, listening
+from support.problems import problem
 from support.service import ORIGIN, bearer, running_service
 from support.waiting import until
 from support.watching import assert_pool_is_whole, backends, terminate, waiting
@@ -27,7 +29,7 @@ from todo_api.request_context import RequestContext
 FULL = 3
 """`MAX_IN_FLIGHT` of these tests."""
 
-BUSY = {"error": "Service temporarily unavailable"}
+TIMED_OUT = json.dumps(RequestTimeout().body()).encode()
 
 
 @pytest.fixture
@@ -89,8 +91,9 @@ def head(line: str, *fields: str, user: str = "alice") -> bytes:
     return "\r\n".join([f"{line} HTTP/1.1", "Host: x", *signed, *fields, "", ""]).encode()
 
 
-def assert_is_busy(answer: httpx2.Response) -> None:
-    assert (answer.status_code, answer.json()) == (503, BUSY)
+def assert_is_busy(answer: httpx2.Response, code: str) -> None:
+    assert answer.status_code == 503
+    assert answer.json() == problem(code, "Service temporarily unavailable")
     assert answer.headers["retry-after"] == "1"
     assert answer.headers["content-type"] == "application/json"
     assert "x-request-id" in answer.headers
@@ -109,7 +112,7 @@ async def test_what_is_over_the_limit_is_refused_before_the_database(
             *(small.request("GET", "/api/tasks", user) for user in (None, "alice", "bob") * 5)
         )
         for answer in refused:
-            assert_is_busy(answer)
+            assert_is_busy(answer, "overloaded")
         assert (wire.round_trips, wire.connections) == (0, 0)
         assert in_flight(small) == FULL
     assert {answer.status_code for answer in await asyncio.gather(*changes)} == {200}
@@ -140,7 +143,7 @@ async def test_burst_is_served_whole_the_newest_first(
                 await until(lambda: at_the_door(service) == len(burst))
             assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
             refused = await service.request("GET", "/api/tasks", "alice")
-            assert_is_busy(refused)  # at once: there is no place left to wait for one
+            assert_is_busy(refused, "overloaded")  # at once: there is no place left to wait for one
         assert await asyncio.gather(*burst) == [201] * 20
         assert (await blocked).status_code == 200
         assert order == list(reversed(range(20)))
@@ -190,7 +193,7 @@ async def test_health_and_documents_are_answered_whatever_there_is_to_do(
         page = await small.client.get("/api/tasks", headers={"Origin": ORIGIN})
         assert page.headers["access-control-allow-origin"] == ORIGIN
         assert "Retry-After" in page.headers["access-control-expose-headers"]
-        assert_is_busy(page)
+        assert_is_busy(page, "overloaded")
     await asyncio.gather(*changes)
 
 
@@ -322,7 +325,7 @@ async def test_frozen_database_is_answered_at_the_deadline(
             )
         ]
     for answer in answers:
-        assert_is_busy(answer)
+        assert_is_busy(answer, "timeout")
     assert [each.get("error") for each in log] == ["RequestTimeout"] * 3
     assert in_flight(hasty) == 0
     wire.frozen = False
@@ -347,10 +350,10 @@ async def test_body_that_stalls_is_answered_at_the_deadline(
     with capture_logs() as log:
         writer.write(head("POST /api/tasks", *fields) + b'{"title"')
         answer = await reader.readuntil(b"\r\n\r\n")
-        body = await reader.readexactly(len(b'{"error": "Service temporarily unavailable"}'))
+        body = await reader.readexactly(len(TIMED_OUT))
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"\r\nretry-after: 1\r\n" in answer
-    assert body == b'{"error": "Service temporarily unavailable"}'
+    assert body == TIMED_OUT
     assert [each.get("error") for each in log] == ["RequestTimeout"]
     assert in_flight(hasty) == 0
     writer.write(b': "x"}' + head("GET /api/tasks", "Connection: close"))
@@ -366,7 +369,7 @@ async def test_deadline_leaves_a_wait_for_a_lock_alone_with_its_connection(
     task = await hasty.create("alice")
     with held(sql):
         for answer in await asyncio.gather(*(change(hasty, task) for _ in range(2))):
-            assert_is_busy(answer)
+            assert_is_busy(answer, "timeout")
         assert in_flight(hasty) == 0
     await assert_pool_is_whole_in_time(hasty, sql)
 
@@ -392,7 +395,7 @@ async def test_end_of_the_program_is_not_taken_for_a_deadline(
             waits = change(service, task)
             await until(lambda: waiting(sql) == 1)
             await service.stop()
-            assert_is_busy(await waits)
+            assert_is_busy(await waits, "shutting_down")
         assert [each["error"] for each in log if each["event"] == "request"] == ["ShuttingDown"]
         assert in_flight(service) == 0
 

@@ -7,12 +7,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from support.problems import problem
 from support.service import Service
+from todo_api.tasks.fields import fold
 
 SORTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "created": ("desc", lambda task: task["created_at"]),
     "updated": ("desc", lambda task: task["updated_at"]),
-    "title": ("asc", lambda task: task["title"].lower()),
+    "title": ("asc", lambda task: fold(task["title"])),
     "due_date": ("asc", lambda task: task["due_date"]),
     "priority": (
         "desc",
@@ -39,7 +41,9 @@ async def tasks(service: Service, sql: psycopg.Connection) -> list[dict[str, Any
     """Tasks with ties and gaps in every key, and another user's between them."""
     made = []
     values = product(
-        ["b", "A", "ä"], [None, "low", "high", "medium"], [None, "2026-05-01", "1999-01-01"]
+        ["b", "A", "ä"],
+        [None, "low", "high", "medium"],
+        [None, "2026-05-01T00:00:00Z", "2026-05-01", "1999-01-01"],
     )
     for number, (title, priority, due_date) in enumerate(values):
         status = "complete" if number % 3 == 0 else "incomplete"
@@ -68,6 +72,30 @@ async def test_every_combination_is_a_total_order(
             assert response.status_code == 200
             ids = [task["id"] for task in response.json()]
             assert ids == expected(tasks, status or "all", sort or "created", order), params
+
+
+TITLES = [
+    *("100", "Æ", "ae", "Äpfel", "apfel", "Đ", "déjà", "ei", "Ħ", "İ", "ı", "Łódź", "lodz", "ö"),
+    *("Ø", "œ", "ß", "SS", "ﬁ", "fi", "þ", "th", "ÅNGSTRÖM", "Zoo", "Żoo", "А", "а", "日本", "Éa"),
+]
+IN_ORDER = [
+    *("100", "Æ", "ae", "ÅNGSTRÖM", "Äpfel", "apfel", "Đ", "déjà", "Éa", "ei", "ﬁ", "fi", "Ħ"),
+    *("İ", "ı", "Łódź", "lodz", "ö", "Ø", "œ", "ß", "SS", "þ", "th", "Zoo", "Żoo", "А", "а"),
+    "日本",
+]
+
+
+async def test_titles_stand_as_a_reader_expects_them(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    """Whatever the database's collation, which is not even case-insensitive here."""
+    for title in TITLES:
+        await service.create("alice", title=title)
+    response = await service.request("GET", "/api/tasks?sort=title", "alice")
+    assert [task["title"] for task in response.json()] == IN_ORDER
+    changed = next(task for task in response.json() if task["title"] == "Zoo")
+    await service.request("PUT", f"/api/tasks/{changed['id']}", "alice", json={"title": "Ąoo"})
+    assert sql.execute("SELECT title_key FROM tasks WHERE title = 'Ąoo'").fetchall() == [("aoo",)]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +144,7 @@ async def test_wrong_parameter_is_refused(service: Service, query: str, message:
         else f"/api/tasks?{query}",
         "alice",
     )
-    assert (response.status_code, response.json()) == (400, {"error": message})
+    assert (response.status_code, response.json()) == (400, problem("invalid_parameter", message))
 
 
 async def test_very_many_parameters_are_refused(service: Service) -> None:

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.listening import Listening, listening
+from support.problems import problem
 from support.service import ORIGIN, SECRET, Service, bearer, running_service, settings, token
 from support.waiting import until
 from support.watching import waiting
@@ -28,7 +29,7 @@ from todo_api.auth.rate_limits import Buckets, RateLimits
 from todo_api.errors import StartupError, TooManyRequests
 from todo_api.settings import Settings
 
-REFUSED = {"error": "Too many requests"}
+REFUSED = problem("too_many_requests", "Too many requests")
 EVEN = [1, 2, 3, 4, 5, 6, 8, 10, 50, 60, 100, 600, 1000]
 """Quotas whose step is whole milliseconds, so that the model below is exact."""
 

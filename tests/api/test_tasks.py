@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
+from support.problems import invalid_fields, problem
 from support.service import Service, bearer
 
 FAMILIES = pytest.mark.parametrize("tasks", ["/api/tasks", "/api/alice/tasks"])
@@ -178,7 +179,7 @@ async def test_put_accepts_what_the_server_sent(service: Service) -> None:
 
 
 async def test_put_that_changes_nothing_keeps_updated_at(service: Service) -> None:
-    task = await service.create("alice", description="d", due_date="2026-01-02")
+    task = await service.create("alice", description="d", due_date="2026-01-02T00:00:00Z")
     same = {"title": " Buy groceries ", "description": "d", "due_date": "2026-01-02T01:00:00+01:00"}
     response = await service.request("PUT", f"/api/tasks/{task['id']}", "alice", json=same)
     assert (response.status_code, response.json()) == (200, task)
@@ -207,7 +208,10 @@ async def test_delete_once(service: Service, sql: psycopg.Connection, tasks: str
     assert "content-type" not in gone.headers
     for verb in ("DELETE", "GET"):
         again = await service.request(verb, f"{tasks}/{task['id']}", "alice")
-        assert (again.status_code, again.json()) == (404, {"error": "Task not found"})
+        assert (again.status_code, again.json()) == (
+            404,
+            problem("task_not_found", "Task not found"),
+        )
     assert [row["id"] for row in stored(sql)] == [kept["id"]]
 
 
@@ -305,10 +309,54 @@ async def test_id_that_is_not_plain_decimal_is_refused(
     for task_id, tasks in product(NO_IDS, ("/api/tasks", "/api/alice/tasks")):
         with subtests.test(f"{tasks}/{task_id}"):
             response = await service.request(verb, f"{tasks}/{task_id}{tail}", "alice", **body)
-            assert (response.status_code, response.json()) == (400, {"error": "Invalid task ID"})
+            assert (response.status_code, response.json()) == (
+                400,
+                problem("invalid_task_id", "Invalid task ID"),
+            )
 
 
 @pytest.mark.parametrize("task_id", ["2147483648", "9223372036854775807"])
 async def test_id_in_range_that_is_unused_is_not_found(service: Service, task_id: str) -> None:
     response = await service.request("GET", f"/api/tasks/{task_id}", "alice")
-    assert (response.status_code, response.json()) == (404, {"error": "Task not found"})
+    assert (response.status_code, response.json()) == (
+        404,
+        problem("task_not_found", "Task not found"),
+    )
+
+
+@pytest.mark.parametrize("tasks", ["/api/tasks", "/api/alice/tasks"])
+async def test_status_route_sets_the_status_and_a_repeat_changes_nothing(
+    service: Service, tasks: str
+) -> None:
+    task = await service.create("alice")
+    path = f"{tasks}/{task['id']}/status"
+    for status in ("complete", "incomplete"):
+        first = await service.request("PATCH", path, "alice", json={"status": status})
+        again = await service.request("PATCH", path, "alice", json={"status": status})
+        assert (first.status_code, first.json()["status"]) == (200, status)
+        assert first.json()["version"] > task["version"]
+        assert again.json() == first.json()
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({}, "required"),
+        ({"status": None}, "wrong_type"),
+        ({"status": 1}, "wrong_type"),
+        ({"status": "pending"}, "invalid_value"),
+    ],
+)
+async def test_status_route_refuses_other_values(
+    service: Service, body: dict[str, object], code: str
+) -> None:
+    task = await service.create("alice")
+    answer = await service.request("PATCH", f"/api/tasks/{task['id']}/status", "alice", json=body)
+    message = "Invalid status value. Must be incomplete or complete"
+    assert answer.status_code == 400
+    assert answer.json() == invalid_fields({"status": message}, {"status": code})
+    completed = {"status": "complete", "completed": True}
+    other = await service.request(
+        "PATCH", f"/api/tasks/{task['id']}/status", "alice", json=completed
+    )
+    assert other.json()["codes"] == {"completed": "unknown_field"}

@@ -52,10 +52,12 @@ VALUES: dict[str, object] = {
     "now": 4_000_000_000_000,
     "task_id": 1,
     "new_title": "x",
+    "new_title_key": "x",
     "new_description": None,
     "new_status": "complete",
     "new_priority": "low",
     "new_due_date": "2030-01-01",
+    "new_due_is_day": False,
 }
 NODES = [pytest.param(0, id="coordinator"), pytest.param(1, id="worker")]
 PAIRS = list(permutations(range(2)))

@@ -19,16 +19,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from support.problems import problem
 from support.program import Program, serving
 from support.service import SECRET, token
-from todo_api.tasks.fields import WRITABLE
+from todo_api.tasks.fields import BODY_FIELDS, fold
 
 Task = dict[str, Any]
 runs = count(1)
 
 USERS = ("ada", "tasks", "a/b", "é ü", "%41")
-MISSING = (404, {"error": "Task not found"})
+MISSING = (404, problem("task_not_found", "Task not found"))
 
+MEMBERS = [field.name for field in BODY_FIELDS if field.name != "completed"]
 DEFAULT_ORDER = {
     "created": "desc",
     "updated": "desc",
@@ -39,7 +41,7 @@ DEFAULT_ORDER = {
 SORT_KEYS: dict[str, Callable[[Task], Any]] = {
     "created": lambda task: task["created_at"],
     "updated": lambda task: task["updated_at"],
-    "title": lambda task: task["title"].lower(),
+    "title": lambda task: fold(task["title"]),
     "due_date": lambda task: task["due_date"],
     "priority": lambda task: (
         task["priority"] and ("low", "medium", "high").index(task["priority"]) + 1
@@ -55,14 +57,14 @@ def shown(moment: datetime) -> str:
 
 def stored(fields: Task) -> Task:
     """Return what a body says of a task, in the words of an answer."""
-    values = {name: fields[name] for name in WRITABLE if name in fields}
+    values = {name: fields[name] for name in MEMBERS if name in fields}
     if "title" in values:
         values["title"] = values["title"].strip()
     if "completed" in fields:
         values["status"] = "complete" if fields["completed"] else "incomplete"
     if values.get("due_date"):
         moment = datetime.fromisoformat(values["due_date"])
-        values["due_date"] = shown(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+        values["due_date"] = shown(moment) if moment.tzinfo else values["due_date"]
     if "status" in values:
         values["completed"] = values["status"] == "complete"
     return values
@@ -209,7 +211,7 @@ class Tasks(RuleBasedStateMachine):
         given = ("id", "created_at", "updated_at", "version")
         set_here = {name: task[name] for name in given}
         expected = {
-            **dict.fromkeys(WRITABLE),
+            **dict.fromkeys(MEMBERS),
             "status": "incomplete",
             "completed": False,
             "user_id": self.users[user],

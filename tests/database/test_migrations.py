@@ -156,11 +156,17 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             ("rate_limits", "UPDATE", "full_at"),
             (
                 *("tasks", "INSERT"),
-                "completed_at description due_date priority status title user_id version",
+                (
+                    "completed_at description due_date due_is_day priority status title title_key"
+                    " user_id version"
+                ),
             ),
             (
                 *("tasks", "UPDATE"),
-                "completed_at description due_date priority status title updated_at version",
+                (
+                    "completed_at description due_date due_is_day priority status title title_key"
+                    " updated_at version"
+                ),
             ),
             ("tombstones", "INSERT", "task_id user_id version"),
             ("users", "INSERT", "email id version"),
@@ -172,6 +178,14 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             ("rate_limits", "rate_limits_pkey", "PRIMARY KEY (user_hash)"),
             ("restorations", "restorations_pkey", "PRIMARY KEY (version)"),
             ("tasks", "tasks_description", "CHECK ((char_length(description) <= 5000))"),
+            (
+                *("tasks", "tasks_due_day"),
+                (
+                    "CHECK (((NOT due_is_day) OR"
+                    " (((due_date AT TIME ZONE 'UTC'::text))::time without time zone"
+                    " = '00:00:00'::time without time zone)))"
+                ),
+            ),
             ("tasks", "tasks_pkey", "PRIMARY KEY (user_id, id)"),
             (
                 *("tasks", "tasks_priority"),

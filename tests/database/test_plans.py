@@ -65,6 +65,7 @@ VALUES: dict[str, object] = {
     "new_status": "complete",
     "new_priority": "low",
     "new_due_date": "2030-01-01",
+    "new_due_is_day": False,
 }
 """A value for every parameter, except the owner's and the task's."""
 SMALL, BIG = 10_000, 1_000_000

@@ -24,6 +24,7 @@ from structlog.testing import capture_logs
 from support.listening import Listening, listening
 from support.network import Network
 from support.own_postgres import OwnPostgres
+from support.problems import problem
 from support.service import running_service, settings
 from support.waiting import until
 from support.watching import assert_pool_is_whole, backends, terminate, waiting
@@ -107,7 +108,7 @@ def assert_error(answer: httpx2.Response, *statuses: int) -> None:
     assert int(answer.headers["retry-after"]) > 0
     assert answer.headers["x-request-id"]
     assert "Origin" in answer.headers["vary"]
-    assert list(answer.json()) == ["error"]
+    assert list(answer.json()) == ["error", "detail", "code"]
     assert answer.json()["error"]
     for secret in SECRETS:
         assert secret not in answer.text
@@ -198,7 +199,7 @@ async def test_stopped_server_is_500_where_it_is_needed_and_nothing_elsewhere(
             answers = await asyncio.gather(*every_route(service))
         for answer in answers:
             assert_error(answer, 500)
-            assert answer.json() == {"error": "Internal server error"}
+            assert answer.json() == problem("internal_error", "Internal server error")
         failures = [entry for entry in logs if entry["event"] != "request"]
         assert {entry["event"] for entry in failures} == {"request failed"}
         assert Counter(entry["request_id"] for entry in failures) == Counter(
@@ -208,7 +209,7 @@ async def test_stopped_server_is_500_where_it_is_needed_and_nothing_elsewhere(
         await assert_served_without_a_database(service)
         unready = await service.request("GET", "/readyz")
         assert_error(unready, 503)
-        assert unready.json() == {"error": "The database does not answer"}
+        assert unready.json() == problem("not_ready", "The database does not answer")
         await asyncio.to_thread(own.start)
         assert (await service.request("GET", "/readyz")).json() == {"status": "ready"}
         assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
@@ -675,12 +676,12 @@ async def test_schema_that_went_away_while_running_is_not_ready(
         harm(database_url)
         failed = await service.request("POST", "/api/tasks", "alice", json={"title": "x"})
         assert failed.status_code == 500
-        assert failed.json() == {"error": "Internal server error"}
+        assert failed.json() == problem("internal_error", "Internal server error")
         unready = await service.request("GET", "/readyz")
         assert unready.status_code == 503
-        assert unready.json() == {
-            "error": "The database is not in order; `todo-api check` says what to do"
-        }
+        assert unready.json() == problem(
+            "not_ready", "The database is not in order; `todo-api check` says what to do"
+        )
         assert (await service.request("GET", "/livez")).status_code == 200
 
 

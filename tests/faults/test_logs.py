@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from support.network import Network
+from support.problems import problem
 from support.program import Program, command, environment, serving
 from support.service import ORIGIN, SECRET, bearer, token
 from support.waiting import wait_for
@@ -313,7 +314,10 @@ def test_fault_of_our_own_is_logged_once_without_variables(
     with logging(tmp_path, database_url, **variables) as (_, client, log):
         headers = signed_in(MARK, **{"X-Request-ID": "broken"})
         answer = client.post(TASKS, headers=headers, json={"title": MARK})
-        assert (answer.status_code, answer.json()) == (500, {"error": "Internal server error"})
+        assert (answer.status_code, answer.json()) == (
+            500,
+            problem("internal_error", "Internal server error"),
+        )
     assert MARK not in log.text
     assert "eyJ" not in log.text
     assert log.text.count("unexpected error") == 1

@@ -12,6 +12,7 @@ import httpx2
 import psycopg
 import pytest
 
+from support.problems import problem
 from support.program import Program, serving
 from support.service import SECRET, bearer, token
 from support.waiting import wait_for
@@ -195,7 +196,7 @@ def test_refusal_of_a_large_body_reaches_the_client(program: Program, size: int)
             content=b" " * size,
         )
         assert answer.status_code == 413
-        assert answer.json() == {"error": "Body must be 131072 bytes or less"}
+        assert answer.json() == problem("body_too_large", "Body must be 131072 bytes or less")
     with connect(program) as connection:
         connection.sendall(LINE + SIGNED + b"Content-Length: 100000000\r\n\r\n")
         sent = 0
@@ -302,7 +303,7 @@ def test_what_is_no_request_is_answered_and_logged_like_one(program: Program, fo
         head, _, body = exchange(program, request).partition(b"\r\n\r\n")
         names = [line.partition(b":")[0] for line in head.lower().split(b"\r\n")]
         assert status(head) == expected
-        assert list(json.loads(body)) == ["error"]
+        assert list(json.loads(body)) == ["error", "detail", "code"]
         assert b"access-control-allow-origin: http://localhost:3000" in head.lower()
         assert b"x-request-id: broken-1" in head.lower()
         assert {b"cache-control", b"vary", b"x-content-type-options"} <= set(names)

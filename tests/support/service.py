@@ -1,5 +1,6 @@
 """The application in process, over ASGI, on a real database, with its round trips counted."""
 
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -72,9 +73,10 @@ class Service:
         if response.status_code >= 400 and verb != "HEAD":
             assert response.headers["content-type"] == "application/json"
             body = response.json()
-            assert body["error"]
-            assert set(body) <= {"error", "fields"}
-            assert "fields" not in body or response.status_code == 400
+            assert body["error"] == body["detail"] != ""
+            assert re.fullmatch("[a-z0-9_]+", body["code"])
+            has_fields = {"fields", "codes"} if body["code"] == "invalid_fields" else set()
+            assert set(body) == {"error", "detail", "code"} | has_fields
 
     async def create(self, user: str, **task: Any) -> dict[str, Any]:
         """Create a task, and return it."""

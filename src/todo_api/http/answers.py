@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import structlog
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from todo_api.errors import (
     ApiError,
+    FieldError,
     InternalError,
     InvalidFields,
     RaisedError,
@@ -27,12 +29,27 @@ from todo_api.request_context import RequestContext
 log = structlog.get_logger()
 
 
-class Error(BaseModel):
-    """An error, whatever its status."""
+class Problem(BaseModel):
+    """An error. `code` is for programs, the message for people."""
 
-    error: str
-    fields: dict[str, str] | None = Field(
-        default=None, description="With a 400 about fields: a message for each."
+    error: str = Field(description="What is wrong, for people.")
+    detail: str = Field(description="The same as `error`.")
+    code: str = Field(
+        description="What is wrong, for programs. docs/api.md lists the codes.",
+        examples=["task_not_found"],
+    )
+
+
+class FieldsProblem(Problem):
+    """A 400. With the code `invalid_fields` it has a message and a code for each field."""
+
+    fields: dict[str, str] | SkipJsonSchema[None] = Field(
+        default=None, description="The message for each invalid field."
+    )
+    codes: dict[str, str] | SkipJsonSchema[None] = Field(
+        default=None,
+        description="The reason for each invalid field: `required`, `blank`, `too_long`, "
+        "`wrong_type`, `invalid_value`, `invalid_text`, `unknown_field` or `conflict`.",
     )
 
 
@@ -144,8 +161,12 @@ def _as_ours(error: BaseException, request_id: str) -> ApiError:
     if isinstance(error, HTTPException):
         return RaisedError(error.status_code, str(error.detail), error.headers or {})
     if isinstance(error, RequestValidationError):
-        fields = {".".join(map(str, each["loc"][1:])): each["msg"] for each in error.errors()}
-        return InvalidFields(fields)
+        return InvalidFields(
+            {
+                ".".join(map(str, each["loc"][1:])): FieldError(each["type"], each["msg"])
+                for each in error.errors()
+            }
+        )
     if not isinstance(error, ApiError):
         log.error("unexpected error", request_id=request_id, exc_info=error)
         return InternalError()

@@ -1,15 +1,18 @@
 """Reading what a client sent, strictly: where a lenient parser loses meaning, we refuse."""
 
 import re
+from email.message import Message
 from typing import Any
 
 import jiter
 from starlette.requests import Request
 
-from todo_api.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
+from todo_api.errors import BadRequest, BodyTooLarge, InvalidJson, UnsupportedMediaType
 from todo_api.request_context import HeaderFields, RequestContext
 
 MAXIMUM_BYTES = 131_072
+
+_UTF_8 = {"utf-8", "utf8"}
 
 
 async def read_object(request: Request) -> dict[str, Any] | None:
@@ -43,10 +46,16 @@ async def _read(request: Request, announced: bytes) -> bytes:
 
 
 def _check_media_type(headers: HeaderFields) -> None:
+    """Accept only JSON in UTF-8, which RFC 8259 requires; `charset` may say so."""
     types = headers.get(b"content-type", [])
     if len(types) > 1:
-        raise BadRequest("Send one Content-Type header")
-    if not types or types[0].partition(b";")[0].strip().lower() != b"application/json":
+        raise UnsupportedMediaType("Send one Content-Type header")
+    declared = Message()
+    declared["content-type"] = types[0].decode("latin-1") if types else "none"
+    charsets = [value for name, value in declared.get_params([]) if name.lower() == "charset"]
+    if declared.get_content_type() != "application/json" or not _UTF_8.issuperset(
+        charset.lower() for charset in charsets
+    ):
         raise UnsupportedMediaType
     if any(coding.lower() != b"identity" for coding in headers.get(b"content-encoding", ())):
         raise UnsupportedMediaType("Content-Encoding is not supported: send plain JSON")
@@ -58,9 +67,9 @@ def _parse(body: bytes) -> dict[str, Any]:
             body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys"
         )
     except ValueError as error:
-        raise BadRequest(f"Body is not valid JSON: {_without_content(str(error))}") from None
+        raise InvalidJson(f"Body is not valid JSON: {_without_content(str(error))}") from None
     if not isinstance(value, dict):
-        raise BadRequest("Body must be a JSON object")
+        raise InvalidJson("Body must be a JSON object")
     return value
 
 

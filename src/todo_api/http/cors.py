@@ -8,23 +8,34 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from todo_api.errors import BadRequest
+from todo_api.errors import CorsRefused
 from todo_api.http.answers import error_answer
 from todo_api.request_context import RequestContext
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", "Idempotency-Key", "If-Match")
+REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "X-Request-ID",
+    # Tracing tools and HTTP clients add these on their own. The service ignores them.
+    "Prefer",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "sentry-trace",
+)
 RESPONSE_HEADERS = (
     "Location",
-    "ETag",
-    "Link",
     "RateLimit",
     "RateLimit-Policy",
     "Retry-After",
     "X-Request-ID",
     "WWW-Authenticate",
 )
-"""What a page may read besides the body (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
+"""Header fields that a page may read (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
+
+PREFLIGHT_SECONDS = 7200
+"""How long a browser may cache a preflight. Chromium caches none for longer."""
 
 
 class CORS(CORSMiddleware):
@@ -37,6 +48,7 @@ class CORS(CORSMiddleware):
             allow_methods=METHODS,
             allow_headers=REQUEST_HEADERS,
             expose_headers=RESPONSE_HEADERS,
+            max_age=PREFLIGHT_SECONDS,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +65,7 @@ class CORS(CORSMiddleware):
         answer = (
             Response(status_code=HTTPStatus.NO_CONTENT)
             if allowed
-            else error_answer(BadRequest(bytes(response.body).decode()))
+            else error_answer(CorsRefused(bytes(response.body).decode()))
         )
         del response.headers["content-type"], response.headers["content-length"]
         answer.headers.update(response.headers)

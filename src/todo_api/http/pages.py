@@ -16,8 +16,8 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel
 from starlette.responses import HTMLResponse, Response
 
-from todo_api.errors import ServiceUnavailable
-from todo_api.http.answers import Error, json_answer
+from todo_api.errors import NotReady
+from todo_api.http.answers import Problem, json_answer
 from todo_api.http.routing import ServiceRoute
 
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
@@ -44,13 +44,13 @@ def health_router(not_ready: Callable[[], Awaitable[str | None]]) -> APIRouter:
         """Say that the process lives. Nothing else has to work for that."""
         return json_answer(b'{"status": "ok"}')
 
-    unready: dict[int | str, dict[str, Any]] = {503: {"model": Error}}
+    unready: dict[int | str, dict[str, Any]] = {503: {"model": Problem}}
 
     @router.get("/readyz", operation_id="readyz", response_model=Health, responses=unready)
     async def readyz() -> Response:
         """Say whether the service can serve requests, or why not."""
         if problem := await not_ready():
-            raise ServiceUnavailable(problem)
+            raise NotReady(problem)
         return json_answer(b'{"status": "ready"}')
 
     return router

@@ -5,14 +5,17 @@ columns of every statement follow from it. `tasks/model.py` has the columns them
 """
 
 import re
+import unicodedata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PlainValidator,
     StrictBool,
     StringConstraints,
     WithJsonSchema,
@@ -52,25 +55,51 @@ def _without_nul(text: str) -> str:
     return text
 
 
-def _due_date(value: object) -> datetime | None:
+class DueDate(NamedTuple):
+    """An instant, or a day, which is stored as its first instant in UTC."""
+
+    at: datetime | None = None
+    is_day: bool = False
+
+
+def read_due_date(text: str) -> DueDate:
+    """Read a day, or a timestamp with its offset (RFC 3339). Raises `ValueError`."""
+    is_day = _DAY.fullmatch(text) is not None
+    if not is_day and not _TIMESTAMP.fullmatch(text):
+        raise ValueError("neither a day nor a timestamp")
+    try:
+        instant = datetime.fromisoformat(f"{text}T00:00:00Z" if is_day else text.upper())
+        return DueDate(instant.astimezone(UTC), is_day)
+    except OverflowError:
+        raise ValueError("not in the years 1 to 9999 in UTC") from None
+
+
+def _due_date(value: object) -> DueDate:
     if value is None:
-        return None
+        return DueDate()
     if not isinstance(value, str):
         raise invalid("wrong_type")
-    if _DAY.fullmatch(value):
-        value += "T00:00:00Z"
-    elif not _TIMESTAMP.fullmatch(value):
-        raise invalid("invalid_value")
     try:
-        return datetime.fromisoformat(value.upper()).astimezone(UTC)
-    except (ValueError, OverflowError):  # no such day, or not in the years 1 to 9999 in UTC
+        return read_due_date(value)
+    except ValueError:
         raise invalid("invalid_value") from None
 
 
-def _documented(pattern: re.Pattern[str]) -> str:
-    """Return a pattern for JSON Schema, which has no flags."""
-    either_case = pattern.pattern.replace("T(", "[Tt](").replace("Z|", "[Zz]|")
-    return f"^{either_case}$"
+_OTHER_LETTERS = str.maketrans(
+    {"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "\N{LATIN SMALL LETTER DOTLESS I}": "i"}
+    | {"ð": "d", "æ": "ae", "œ": "oe", "þ": "th"}
+)
+
+
+def fold(text: str) -> str:
+    """Return a text without case and accents, for order and search.
+
+    The result does not depend on the collation of the database: NFKD without combining marks,
+    case-folded, and letters that do not decompose replaced.
+    """
+    decomposed = unicodedata.normalize("NFKD", text)
+    base = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    return base.casefold().translate(_OTHER_LETTERS)
 
 
 Title = Annotated[
@@ -91,19 +120,16 @@ Description = (
 )
 Status = Literal["incomplete", "complete"]
 Priority = Literal["low", "medium", "high"] | None
-DueDate = Annotated[
-    datetime | None,
-    BeforeValidator(_due_date),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "format": "date-time", "pattern": _documented(_TIMESTAMP)},
-                {"type": "string", "format": "date", "pattern": _documented(_DAY)},
-                {"type": "null"},
-            ]
-        }
-    ),
-]
+_DUE_DATE_SCHEMA = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string", "format": "date"},
+            {"type": "string", "format": "date-time"},
+            {"type": "null"},
+        ]
+    }
+)
+_DueDate = Annotated[DueDate, PlainValidator(_due_date), _DUE_DATE_SCHEMA]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +143,18 @@ class TaskField:
     """Its type in an answer."""
     body: Any = None
     """Its type in a request's body. The service sets a field without one."""
-    default: object = None
-    """The value in a new task whose request leaves it out."""
-    is_column: bool = True
+    default: Any = None
+    """The value in a new task whose request leaves it out, or `...` if there is none."""
+    columns: Callable[[Any], Mapping[str, object]] | None = None
+    """Returns the columns for a value, if that is not the one column of this name."""
     label: str = ""
     """What messages call it, in place of its name."""
     must_be: str = ""
     """The message for a value of a wrong type or a value that is not allowed."""
+
+    def stored(self, value: Any) -> Mapping[str, object]:
+        """Return the columns that a value of a body is stored in."""
+        return self.columns(value) if self.columns else {self.name: value}
 
 
 FIELDS = (
@@ -142,6 +173,8 @@ FIELDS = (
         description="The service trims surrounding white space.",
         answer=str,
         body=Title,
+        default=...,
+        columns=lambda title: {"title": title, "title_key": fold(title)},
         label="Title",
     ),
     TaskField(
@@ -164,7 +197,8 @@ FIELDS = (
         description="Another spelling of `status`.",
         answer=bool,
         body=StrictBool,
-        is_column=False,
+        default=...,
+        columns=lambda completed: {"status": "complete" if completed else "incomplete"},
         must_be="completed must be true or false",
     ),
     TaskField(
@@ -176,9 +210,12 @@ FIELDS = (
     ),
     TaskField(
         name="due_date",
-        description="A timestamp with its offset, or a date: midnight UTC.",
-        answer=datetime | None,
-        body=DueDate,
+        description="A day, `2026-12-01`, which comes back as that day; or an RFC 3339 timestamp "
+        "with its offset, which comes back in UTC.",
+        answer=Annotated[str | None, _DUE_DATE_SCHEMA],
+        body=_DueDate,
+        default=DueDate(),
+        columns=lambda due: {"due_date": due.at, "due_is_day": due.is_day},
         must_be="Invalid due_date. Must be an RFC 3339 timestamp with an offset,"
         " or a date as YYYY-MM-DD",
     ),
@@ -207,8 +244,13 @@ FIELDS = (
 
 BY_NAME = {field.name: field for field in FIELDS}
 BODY_FIELDS = tuple(field for field in FIELDS if field.body is not None)
-WRITABLE = tuple(field.name for field in BODY_FIELDS if field.is_column)
-"""The columns that a client can set."""
+DEFAULTS = {
+    column: value
+    for field in BODY_FIELDS
+    if field.default is not ...
+    for column, value in field.stored(field.default).items()
+}
+"""What a new task has in a column that its request leaves out."""
 
-DEFAULTS = {name: BY_NAME[name].default for name in WRITABLE if name != "title"}
-"""What a new task has where its request leaves a column out. It always has a title."""
+WRITABLE = (*BY_NAME["title"].stored(""), *DEFAULTS)
+"""The columns that a client's request can set."""

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     DateTime,
     ForeignKey,
@@ -117,6 +118,9 @@ class Task(SQLModel, table=True):
         ),
         CheckConstraint(_one_of("status", STATUSES), name="tasks_status"),
         CheckConstraint(_one_of("priority", PRIORITIES), name="tasks_priority"),
+        CheckConstraint(
+            "NOT due_is_day OR (due_date AT TIME ZONE 'UTC')::time = '00:00'", name="tasks_due_day"
+        ),
         # The default order. No column that changes is in an index, so every update is HOT.
         Index("tasks_by_creation", "user_id", "created_at", "id"),
     )
@@ -132,10 +136,17 @@ class Task(SQLModel, table=True):
         sa_column_args=(Identity(always=True),),
     )
     title: str = Field(sa_type=Text)
+    title_key: str = Field(sa_type=Text, sa_column_kwargs={"server_default": sql("''")})
+    """The title folded, for the order by title. The program writes it, so that the order does not
+    depend on the server's collation."""
     description: str | None = Field(default=None, sa_type=Text)
     status: str = Field(sa_type=Text, sa_column_kwargs={"server_default": sql("'incomplete'")})
     priority: str | None = Field(default=None, sa_type=Text)
     due_date: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+    due_is_day: bool = Field(
+        default=False, sa_type=Boolean, sa_column_kwargs={"server_default": sql("false")}
+    )
+    """Whether `due_date` stands for the whole day that begins then in UTC."""
     completed_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     created_at: datetime = Field(
         sa_type=DateTime(timezone=True),

@@ -18,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from todo_api.auth.owner import Authenticator, Owner
-from todo_api.errors import BadRequest
-from todo_api.http.answers import Error, array_answer, json_answer
+from todo_api.errors import InvalidJson, InvalidParameter, InvalidTaskId, NothingToChange
+from todo_api.http.answers import FieldsProblem, Problem, array_answer, json_answer
 from todo_api.http.body import read_object
 from todo_api.http.routing import PrivateRoute, Reads
 from todo_api.tasks import schemas
@@ -34,7 +34,7 @@ async def _read_task_id(request: Request) -> int:
     """Read an id as the service writes it: plain decimal digits, from 1 to 2^63 - 1."""
     text = request.path_params["id"]
     if not re.fullmatch(r"[1-9][0-9]{0,18}", text) or int(text) > MAXIMUM_ID:
-        raise BadRequest("Invalid task ID")
+        raise InvalidTaskId
     return int(text)
 
 
@@ -54,11 +54,11 @@ async def _read_query(request: Request) -> schemas.TaskQuery:
     given: dict[str, str] = {}
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name not in _ALLOWED:
-            raise BadRequest("Unknown query parameter. Allowed are status, sort and order")
+            raise InvalidParameter("Unknown query parameter. Allowed are status, sort and order")
         if name in given:
-            raise BadRequest(f"The query parameter {name} must be given at most once")
+            raise InvalidParameter(f"The query parameter {name} must be given at most once")
         if value not in _ALLOWED[name]:
-            raise BadRequest(f"Invalid {name} value. Must be {_one_of(_ALLOWED[name])}")
+            raise InvalidParameter(f"Invalid {name} value. Must be {_one_of(_ALLOWED[name])}")
         given[name] = value
     return schemas.TaskQuery.model_validate(given)
 
@@ -74,15 +74,19 @@ async def _read_new_task(request: Request) -> schemas.NewTask:
 async def _read_change(request: Request) -> schemas.TaskChange:
     change = schemas.read(schemas.TaskChange, await _read_body(request))
     if not change.values():
-        raise BadRequest("At least one field must be provided")
+        raise NothingToChange
     return change
 
 
 async def _read_body(request: Request) -> dict[str, Any]:
     body = await read_object(request)
     if body is None:
-        raise BadRequest("Body must be a JSON object")
+        raise InvalidJson("Body must be a JSON object")
     return body
+
+
+async def _read_status(request: Request) -> schemas.StatusChange:
+    return schemas.read(schemas.StatusChange, await _read_body(request))
 
 
 async def _read_completion(request: Request) -> schemas.Completion:
@@ -96,6 +100,7 @@ TaskId = Annotated[int, Path(alias="id", ge=1, le=MAXIMUM_ID), Reads(_read_task_
 TaskQuery = Annotated[schemas.TaskQuery, Query(), Reads(_read_query)]
 NewTask = Annotated[schemas.NewTask, Body(), Reads(_read_new_task)]
 TaskChange = Annotated[schemas.TaskChange, Body(), Reads(_read_change)]
+StatusChange = Annotated[schemas.StatusChange, Body(), Reads(_read_status)]
 Completion = Annotated[schemas.Completion, Body(), Reads(_read_completion)]
 
 
@@ -145,6 +150,11 @@ async def complete_task(
     return json_answer(await tasks.complete(task_id, completed=completed))
 
 
+async def set_status(tasks: Tasks, task_id: TaskId, change: StatusChange) -> Response:
+    """Set the status of a task. A repeat changes nothing."""
+    return json_answer(await tasks.change(task_id, {"status": change.status}))
+
+
 async def delete_account(tasks: Tasks) -> Response:
     """Erase the user and all their tasks. Tokens issued before cannot write any more."""
     await tasks.erase_owner()
@@ -176,6 +186,7 @@ _OPERATIONS = (
     _Operation("PUT", "/tasks/{id}", change_task, change_task, "change_task"),
     _Operation("DELETE", "/tasks/{id}", delete_task, delete_task, "delete_task", 204, None),
     _Operation("PATCH", "/tasks/{id}/complete", toggle_task, complete_task, "complete_task"),
+    _Operation("PATCH", "/tasks/{id}/status", set_status, set_status, "set_task_status"),
     _Operation("DELETE", "/account", delete_account, delete_account, "delete_account", 204, None),
 )
 _USER_ID = {
@@ -239,7 +250,9 @@ def _responses(path: str, operation: _Operation) -> dict[int | str, dict[str, An
         503: True,
     }
     documented: dict[int | str, dict[str, Any]] = {
-        status: {"model": Error} for status, is_possible in possible.items() if is_possible
+        status: {"model": FieldsProblem if status == HTTPStatus.BAD_REQUEST else Problem}
+        for status, is_possible in possible.items()
+        if is_possible
     }
     if operation.status == HTTPStatus.CREATED:
         location = {"required": True, "schema": {"type": "string"}}

@@ -18,8 +18,16 @@ from pydantic import (
     create_model,
 )
 
-from todo_api.errors import BadRequest, InvalidFields
-from todo_api.tasks.fields import BODY_FIELDS, BY_NAME, FIELDS, STATUSES, WRITABLE, invalid
+from todo_api.errors import FieldError, InvalidFields, InvalidJson
+from todo_api.tasks.fields import (
+    BODY_FIELDS,
+    BY_NAME,
+    FIELDS,
+    STATUSES,
+    Status,
+    TaskField,
+    invalid,
+)
 
 _CODES: Mapping[str, str] = {
     "missing": "required",
@@ -69,54 +77,35 @@ def _without_defaults(schema: dict[str, Any]) -> None:
         member.pop("default", None)
 
 
-_IN_AGREEMENT = {
-    "anyOf": [
-        {"properties": {"status": {"const": status}, "completed": {"const": completed}}}
-        for status, completed in (("incomplete", False), ("complete", True))
-    ]
-}
-_SOMETHING_TO_CHANGE = {"anyOf": [{"required": [field.name]} for field in BODY_FIELDS]}
-
-
-def _document_task(schema: dict[str, Any]) -> None:
-    """Say which members go together."""
-    _without_defaults(schema)
-    schema["allOf"] = [_IN_AGREEMENT]
-    schema["examples"] = [{"title": "Pay rent", "priority": "high", "due_date": "2026-12-01"}]
-
-
 def _document_change(schema: dict[str, Any]) -> None:
-    _document_task(schema)
-    schema["allOf"].append(_SOMETHING_TO_CHANGE)
+    """Say that an empty body is no change."""
+    _without_defaults(schema)
+    schema["minProperties"] = 1
 
 
 def _members(*, required: str | None) -> dict[str, Any]:
     """Return the members of a body, for pydantic's `create_model`."""
     members: dict[str, Any] = {}
     for field in FIELDS:
+        annotation, description = field.body, field.description
         if field.body is None:
-            ignored = Field(default=None, description="Set by the service; ignored here.")
-            members[field.name] = (_Ignored, ignored)
-        else:
-            default = ... if field.name == required else field.default
-            members[field.name] = (
-                field.body,
-                Field(default=default, description=field.description),
-            )
+            annotation, description = _Ignored, "Set by the service; ignored here."
+        default = ... if field.name == required else None
+        members[field.name] = (annotation, Field(default=default, description=description))
     return members
 
 
 class TaskInput(BaseModel):
     """What a body may say of a task."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_document_task)
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_without_defaults)
 
     def values(self) -> dict[str, object]:
-        """Return the columns that were given, `completed` as the `status` it spells."""
-        given = self.model_dump(exclude_unset=True)
-        values = {name: given[name] for name in WRITABLE if name in given}
-        if "completed" in given:
-            values["status"] = "complete" if given["completed"] else "incomplete"
+        """Return the columns that the body sets."""
+        values: dict[str, object] = {}
+        for field in BODY_FIELDS:
+            if field.name in self.model_fields_set:
+                values |= field.stored(getattr(self, field.name))
         return values
 
 
@@ -128,6 +117,14 @@ class TaskChange(create_model("TaskChange", __base__=TaskInput, **_members(requi
     """The body of a PUT: the fields to change."""
 
     model_config = ConfigDict(json_schema_extra=_document_change)
+
+
+class StatusChange(BaseModel):
+    """The body of a PATCH …/status."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Status = Field(description=BY_NAME["status"].description)
 
 
 class Completion(BaseModel):
@@ -174,17 +171,18 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 def read(model: type[Body], body: dict[str, Any]) -> Body:
-    """Validate a body. Raises `InvalidFields` with every wrong field, or `BadRequest`."""
-    wrong: dict[str, str] = {}
+    """Validate a body. Raises `InvalidFields` with every wrong field, or `InvalidJson`."""
+    wrong: dict[str, FieldError] = {}
     validated = None
     try:
         validated = model.model_validate(body)
     except ValidationError as error:
         for each in error.errors(include_url=False):
             name = str(each["loc"][0])
-            wrong[name] = _message(model, name, each)
+            wrong[name] = _field_error(model, name, each)
     if "status" not in wrong and _disagree(body.get("status"), body.get("completed")):
-        wrong["status"] = _MESSAGES["conflict"].format(label="status")
+        message = _MESSAGES["conflict"].format(label="status")
+        wrong["status"] = FieldError("conflict", message)
     if wrong or validated is None:
         order = list(BY_NAME)
         position = {name: order.index(name) if name in BY_NAME else len(order) for name in wrong}
@@ -200,19 +198,27 @@ def _disagree(status: object, completed: object) -> bool:
     )
 
 
-def _message(model: type[BaseModel], name: str, error: Any) -> str:
-    """Return the message for what pydantic found wrong with one member."""
+def _field_error(model: type[BaseModel], name: str, error: Any) -> FieldError:
+    """Return the code and the message for what pydantic found wrong with one member."""
     code = _CODES.get(error["type"], error["type"])
-    if code == "invalid_json":
-        raise BadRequest("Body is not valid JSON: text with NUL, or a number out of range")
+    if code == "invalid_json" or "\0" in name:
+        raise InvalidJson("Body is not valid JSON: text with NUL, or a number out of range")
     field = BY_NAME.get(name)
     if field is None or code == "unknown_field":
-        return _MESSAGES["unknown_field"].format(label=name[:SHOWN_NAME_LENGTH])
-    is_required = name in model.model_fields and model.model_fields[name].is_required()
-    if name == "title" and (code == "blank" or error["input"] is None):
-        code = "required" if is_required else "blank"
+        shown = name[:SHOWN_NAME_LENGTH]
+        return FieldError("unknown_field", _MESSAGES["unknown_field"].format(label=shown))
+    if code == "invalid_value" and not isinstance(error["input"], str):
+        code = "wrong_type"
+    if name == "title" and code == "wrong_type" and error["input"] is None:
+        code = "required" if model.model_fields[name].is_required() else "blank"
+    return FieldError(code, _message(model, field, code, error))
+
+
+def _message(model: type[BaseModel], field: TaskField, code: str, error: Any) -> str:
     if field.must_be:
         return field.must_be
+    if code == "blank" and model.model_fields[field.name].is_required():
+        code = "required"  # the same message for a new task without a title, or with a blank one
     return _MESSAGES[code].format(
         label=field.label,
         max_length=error.get("ctx", {}).get("max_length"),

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     literal_column,
+    not_,
     or_,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -75,10 +76,13 @@ def _writer() -> CTE:
     return locked.values(version=version).returning(col(User.version)).cte("writer")
 
 
-def _utc(timestamp: Any) -> Any:
+_DAY: ColumnElement[str] = literal_column("'YYYY-MM-DD'")
+_INSTANT: ColumnElement[str] = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
+
+
+def _utc(timestamp: Any, form: Any = _INSTANT) -> Any:
     """Show a timestamp as `2026-11-21T12:34:56.123456Z`."""
-    form: ColumnElement[str] = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
-    return func.to_char(func.timezone(_UTC, timestamp), form).label(timestamp.key)
+    return func.to_char(func.timezone(_UTC, timestamp), form)
 
 
 def _shown(task: Any) -> list[Any]:
@@ -90,7 +94,10 @@ def _shown_field(task: Any, name: str) -> Any:
     if name == "completed":
         return (task.status == _COMPLETE).label(name)
     column = task[name]
-    return _utc(column) if isinstance(column.type, DateTime) else column
+    if name == "due_date":
+        form = case((task.due_is_day, _DAY), else_=_INSTANT)
+        return _utc(column, form).label(name)
+    return _utc(column).label(name) if isinstance(column.type, DateTime) else column
 
 
 _TASK: Any = Task.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
@@ -98,17 +105,16 @@ _NEW: dict[str, Any] = {
     name: bindparam(f"new_{name}", type_=_TASK.c[name].type) for name in WRITABLE
 }
 
-_SORT_KEYS: dict[Sort, tuple[Any, Order]] = {
-    "created": (col(Task.created_at), "desc"),
-    "updated": (col(Task.updated_at), "desc"),
-    "title": (func.lower(col(Task.title)), "asc"),
-    "due_date": (col(Task.due_date), "asc"),
-    "priority": (
-        func.array_position(literal_column(f"ARRAY{list(PRIORITIES)}"), col(Task.priority)),
-        "desc",
-    ),
+_PRIORITY = func.array_position(literal_column(f"ARRAY{list(PRIORITIES)}"), col(Task.priority))
+_SORT_KEYS: dict[Sort, tuple[list[Any], Order]] = {
+    "created": ([col(Task.created_at)], "desc"),
+    "updated": ([col(Task.updated_at)], "desc"),
+    "title": ([col(Task.title_key).collate("C")], "asc"),
+    # A day comes before its first instant.
+    "due_date": ([col(Task.due_date), not_(col(Task.due_is_day))], "asc"),
+    "priority": ([_PRIORITY], "desc"),
 }
-"""What each sort compares, and its direction where none is asked for."""
+"""The expressions that each sort compares, and its default direction."""
 
 _MAY_BE_NULL = {"due_date", "priority"}
 
@@ -121,12 +127,12 @@ def _as_json(rows: Any) -> Any:
 @cache
 def list_tasks(status: Status | None, sort: Sort, order: Order | None) -> Statement:
     """All the owner's tasks, of one status or of any. Ties go by id, in the same direction."""
-    key, default = _SORT_KEYS[sort]
+    keys, default = _SORT_KEYS[sort]
     direction = order or default
-    by_key, by_id = (getattr(each, direction)() for each in (key, col(Task.id)))
+    first, *others = (getattr(each, direction)() for each in (*keys, col(Task.id)))
     if sort in _MAY_BE_NULL:
-        by_key = by_key.nulls_last()
-    tasks = select(*_shown(_TASK.c)).where(_ITS_OWN).order_by(by_key, by_id)
+        first = first.nulls_last()
+    tasks = select(*_shown(_TASK.c)).where(_ITS_OWN).order_by(first, *others)
     if status:
         tasks = tasks.where(col(Task.status) == literal_column(f"'{status}'"))
     name = f"list_{status or 'all'}_by_{sort}_{direction}"

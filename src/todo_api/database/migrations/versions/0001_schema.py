@@ -65,10 +65,12 @@ def _make_tables() -> None:
         ),
         sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
         sa.Column("title", sa.Text, nullable=False),
+        sa.Column("title_key", sa.Text, nullable=False, server_default=sa.text("''")),
         sa.Column("description", sa.Text),
         sa.Column("status", sa.Text, nullable=False, server_default=sa.text("'incomplete'")),
         sa.Column("priority", sa.Text),
         sa.Column("due_date", sa.DateTime(timezone=True)),
+        sa.Column("due_is_day", sa.Boolean, server_default=sa.false(), nullable=False),
         sa.Column("completed_at", sa.DateTime(timezone=True)),
         _timestamp("created_at"),
         _timestamp("updated_at"),
@@ -77,6 +79,9 @@ def _make_tables() -> None:
         sa.CheckConstraint("char_length(description) <= 5000", name="tasks_description"),
         sa.CheckConstraint("status IN ('incomplete', 'complete')", name="tasks_status"),
         sa.CheckConstraint("priority IN ('low', 'medium', 'high')", name="tasks_priority"),
+        sa.CheckConstraint(
+            "NOT due_is_day OR (due_date AT TIME ZONE 'UTC')::time = '00:00'", name="tasks_due_day"
+        ),
     )
     op.create_index("tasks_by_creation", "tasks", ["user_id", "created_at", "id"])
     op.create_table(
@@ -151,9 +156,10 @@ def _grant() -> None:
         "users": "SELECT (id, version, tokens_from), INSERT (id, email, version),"
         " UPDATE (version, tokens_from), DELETE",
         "tasks": "SELECT, DELETE,"
-        " INSERT (user_id, title, description, status, priority, due_date, completed_at, version),"
-        " UPDATE (title, description, status, priority, due_date, completed_at, updated_at,"
-        " version)",
+        " INSERT (user_id, title, title_key, description, status, priority, due_date, due_is_day,"
+        " completed_at, version),"
+        " UPDATE (title, title_key, description, status, priority, due_date, due_is_day,"
+        " completed_at, updated_at, version)",
         "tombstones": "SELECT, INSERT (user_id, version, task_id), DELETE",
         "erasures": "SELECT, INSERT (user_hash, version, erased_at), UPDATE (version, erased_at)",
         "restorations": "SELECT",
