@@ -18,6 +18,7 @@ One handler (`todo_api.http.answers`) answers them all. This module imports noth
     ├── NotFound                 404
     │   └── TaskNotFound         404, unused or another user's: the same answer
     ├── MethodNotAllowed         405
+    ├── TaskChanged              412
     ├── BodyTooLarge             413
     ├── UnsupportedMediaType     415
     ├── HeaderFieldsTooLarge     431
@@ -178,6 +179,18 @@ class TaskNotFound(NotFound):
 
     code = "task_not_found"
     message = "Task not found"
+
+
+class TaskChanged(ApiError):
+    """The task has another version than `If-Match` names. The client gets the current one."""
+
+    status_code = 412
+    code = "task_changed"
+    message = "The task has changed"
+
+    def __init__(self, version: int) -> None:
+        super().__init__()
+        self.headers = {"ETag": f'"{version}"'}
 
 
 class MethodNotAllowed(ApiError):

@@ -15,8 +15,8 @@ from todo_api.tasks.owned_tasks import OwnedTasks
 ALLOW = {
     "/api/tasks": "GET, HEAD, OPTIONS, POST",
     "/api/alice/tasks": "GET, HEAD, OPTIONS, POST",
-    "/api/tasks/1": "DELETE, GET, HEAD, OPTIONS, PUT",
-    "/api/alice/tasks/1": "DELETE, GET, HEAD, OPTIONS, PUT",
+    "/api/tasks/1": "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
+    "/api/alice/tasks/1": "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
     "/api/tasks/1/complete": "OPTIONS, PATCH",
     "/api/alice/tasks/1/complete": "OPTIONS, PATCH",
     "/api/tasks/1/status": "OPTIONS, PATCH",
@@ -245,6 +245,7 @@ async def test_openapi_document_describes_the_contract(service: Service) -> None
         "delete_{}task",
         "complete_{}task",
         "set_{}task_status",
+        "patch_{}task",
         "delete_{}account",
     )
     assert set(operations) == {name.format(family) for name in verbs for family in ("", "user_")}
@@ -257,7 +258,9 @@ async def test_openapi_document_describes_the_contract(service: Service) -> None
 
 async def test_answers_are_not_cached_or_sniffed(service: Service) -> None:
     response = await service.request("GET", "/api/tasks", "alice")
-    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["cache-control"] == "private, no-cache"
+    created = await service.request("POST", "/api/tasks", "alice", json={"title": "x"})
+    assert created.headers["cache-control"] == "no-store"
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["content-type"] == "application/json"
 

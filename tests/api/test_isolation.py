@@ -25,6 +25,7 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("PUT", "/tasks/{id}"): {"title": "stolen"},
     ("DELETE", "/tasks/{id}"): None,
     ("PATCH", "/tasks/{id}/complete"): {"completed": True},
+    ("PATCH", "/tasks/{id}"): {"title": "stolen"},
     ("PATCH", "/tasks/{id}/status"): {"status": "complete"},
     ("DELETE", "/account"): None,
 }
@@ -158,8 +159,8 @@ class CarelessStatements:
     def __getattr__(self, name: str) -> Any:
         make = getattr(statements, name)
 
-        def make_careless(*arguments: Any) -> Any:
-            made = make(*arguments)
+        def make_careless(*arguments: Any, **options: Any) -> Any:
+            made = make(*arguments, **options)
             if not isinstance(made, Statement):
                 return made
             careless = without_owner_predicate(made)
@@ -221,25 +222,27 @@ async def test_every_statement_names_the_owner() -> None:
     writes = {
         statements.add_task(): 1,
         statements.toggle_task(): 2,
+        statements.toggle_task(if_match=True): 2,
         statements.remove_task(): 2,
+        statements.remove_task(if_match=True): 2,
         statements.forget_tombstones(): 3,
         **{statements.change_task(frozenset({name})): 2 for name in WRITABLE},
         **dict.fromkeys((*statements.erase_owner().first[1:], statements.erase_owner()), 1),
     }
     for statement, tables in writes.items():
         assert len(OWNER_PREDICATE.findall(statement.sql)) == tables, statement.sql
-    every = [
-        statements.get_task(),
-        statements.void_token(),
-        *(
-            statements.list_tasks(status, sort, order)
+    reads = {
+        statements.get_task(): 1,
+        statements.why_not_written(): 2,
+        **{
+            statements.list_tasks(status, sort, order): 2
             for status in ("complete", "incomplete", None)
             for sort in ("created", "updated", "title", "due_date", "priority")
             for order in ("asc", "desc", None)
-        ),
-    ]
-    for statement in every:
-        assert len(OWNER_PREDICATE.findall(statement.sql)) == 1
+        },
+    }
+    for statement, tables in reads.items():
+        assert len(OWNER_PREDICATE.findall(statement.sql)) == tables
         assert b" OR tasks.user_id" not in statement.sql
     assert b"INSERT INTO tasks (user_id" in statements.add_task().sql
     assert statements.add_task().parameters[0] == "owner"

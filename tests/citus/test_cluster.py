@@ -42,7 +42,7 @@ HOT = [
     statements.toggle_task(),
     statements.remove_task(),
     statements.forget_tombstones(),
-    statements.void_token(),
+    statements.why_not_written(),
 ]
 VALUES: dict[str, object] = {
     "owner": "alice",
@@ -51,6 +51,7 @@ VALUES: dict[str, object] = {
     "issued_at": 4_000_000_000,
     "now": 4_000_000_000_000,
     "task_id": 1,
+    "known_version": None,
     "new_title": "x",
     "new_title_key": "x",
     "new_description": None,

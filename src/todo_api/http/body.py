@@ -1,6 +1,7 @@
 """Reading what a client sent, strictly: where a lenient parser loses meaning, we refuse."""
 
 import re
+from collections.abc import Collection
 from email.message import Message
 from typing import Any
 
@@ -12,10 +13,16 @@ from todo_api.request_context import HeaderFields, RequestContext
 
 MAXIMUM_BYTES = 131_072
 
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+"""RFC 7396."""
+
 _UTF_8 = {"utf-8", "utf8"}
 
 
-async def read_object(request: Request) -> dict[str, Any] | None:
+async def read_object(
+    request: Request, media_types: Collection[str] = (JSON,)
+) -> dict[str, Any] | None:
     """Return the JSON object of a request's body, or None where the body is empty.
 
     RFC 8259, strictly: UTF-8 without a byte-order mark, no duplicate members, no NaN, no lone
@@ -25,7 +32,7 @@ async def read_object(request: Request) -> dict[str, Any] | None:
     body = await _read(request, headers.get(b"content-length", [b"0"])[0])
     if not body:
         return None
-    _check_media_type(headers)
+    _check_media_type(headers, media_types)
     return _parse(body)
 
 
@@ -45,15 +52,15 @@ async def _read(request: Request, announced: bytes) -> bytes:
             return body
 
 
-def _check_media_type(headers: HeaderFields) -> None:
-    """Accept only JSON in UTF-8, which RFC 8259 requires; `charset` may say so."""
+def _check_media_type(headers: HeaderFields, media_types: Collection[str]) -> None:
+    """Accept only these types of JSON, in UTF-8 as RFC 8259 requires; `charset` may say so."""
     types = headers.get(b"content-type", [])
     if len(types) > 1:
         raise UnsupportedMediaType("Send one Content-Type header")
     declared = Message()
     declared["content-type"] = types[0].decode("latin-1") if types else "none"
     charsets = [value for name, value in declared.get_params([]) if name.lower() == "charset"]
-    if declared.get_content_type() != "application/json" or not _UTF_8.issuperset(
+    if declared.get_content_type() not in media_types or not _UTF_8.issuperset(
         charset.lower() for charset in charsets
     ):
         raise UnsupportedMediaType

@@ -17,6 +17,8 @@ REQUEST_HEADERS = (
     "Authorization",
     "Content-Type",
     "X-Request-ID",
+    "If-Match",
+    "If-None-Match",
     # Tracing tools and HTTP clients add these on their own. The service ignores them.
     "Prefer",
     "traceparent",
@@ -25,6 +27,7 @@ REQUEST_HEADERS = (
     "sentry-trace",
 )
 RESPONSE_HEADERS = (
+    "ETag",
     "Location",
     "RateLimit",
     "RateLimit-Policy",

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import sha256
 from time import time
+from typing import NamedTuple
 
 from todo_api.auth.owner import Owner
 from todo_api.database.database import Database, StreamedRows
 from todo_api.database.statement import Rows, Statement
-from todo_api.errors import AccountErased, TaskNotFound
+from todo_api.errors import AccountErased, ApiError, TaskChanged, TaskNotFound
 from todo_api.tasks import statements
 from todo_api.tasks.fields import DEFAULTS
 from todo_api.tasks.model import EMAIL_LENGTH
@@ -50,10 +51,28 @@ class KnownOwners:
         self._ids.pop(owner_id, None)
 
 
+class TaskList(NamedTuple):
+    """The tasks of a list, the first of them if there are very many, and their version."""
+
+    version: int
+    first: Rows
+    rest: StreamedRows | None
+
+
+Versions = list[int] | None
+"""The versions that a task may have for a write, or None if it may have any."""
+
+
+def version_of(task: bytes) -> int:
+    """Return the version of a task from its JSON text, in which it is the last member."""
+    return int(task[task.rindex(b":") + 1 : -1])
+
+
 class OwnedTasks:
     """An owner's tasks. Each operation is one statement; a task is its JSON text.
 
-    Operations on one task raise `TaskNotFound` where this owner has none of that id.
+    Operations on one task raise `TaskNotFound` where this owner has none of that id, and
+    `TaskChanged` where it has another version than the caller asks for.
     """
 
     def __init__(self, owner: Owner, database: Database, known_owners: KnownOwners) -> None:
@@ -61,10 +80,12 @@ class OwnedTasks:
         self._database = database
         self._known_owners = known_owners
 
-    async def list(self, query: TaskQuery) -> tuple[Rows, StreamedRows | None]:
-        """Return the tasks, or the first of very many and the rest."""
+    async def list(self, query: TaskQuery, known: int | None = None) -> TaskList:
+        """Return the version of the list and its tasks. A `known` version has no tasks."""
         statement = statements.list_tasks(_STATUSES[query.status], query.sort, query.order)
-        return await self._database.stream(self.owner.id, statement)
+        values = {"known_version": known}
+        (version, *first), rest = await self._database.stream(self.owner.id, statement, values)
+        return TaskList(int(version), first, rest)
 
     async def get(self, task_id: int) -> bytes:
         """Return one task."""
@@ -85,22 +106,28 @@ class OwnedTasks:
             self._known_owners.add(self.owner.id)
         return rows[0]
 
-    async def change(self, task_id: int, values: Mapping[str, object]) -> bytes:
+    async def change(
+        self, task_id: int, values: Mapping[str, object], if_match: Versions = None
+    ) -> bytes:
         """Set the given columns and return the task."""
-        statement = statements.change_task(frozenset(values))
-        return await self._write_to(task_id, statement, statements.bind_new(values.items()))
+        statement = statements.change_task(frozenset(values), if_match=if_match is not None)
+        new = statements.bind_new(values.items())
+        return await self._write_to(task_id, statement, new, if_match)
 
-    async def complete(self, task_id: int, *, completed: bool) -> bytes:
+    async def complete(self, task_id: int, *, completed: bool, if_match: Versions = None) -> bytes:
         """Set the task complete or incomplete, and return it."""
-        return await self.change(task_id, {"status": "complete" if completed else "incomplete"})
+        status = "complete" if completed else "incomplete"
+        return await self.change(task_id, {"status": status}, if_match)
 
-    async def toggle(self, task_id: int) -> bytes:
+    async def toggle(self, task_id: int, if_match: Versions = None) -> bytes:
         """Turn complete into incomplete and the other way round, and return the task."""
-        return await self._write_to(task_id, statements.toggle_task(), {})
+        statement = statements.toggle_task(if_match=if_match is not None)
+        return await self._write_to(task_id, statement, {}, if_match)
 
-    async def remove(self, task_id: int) -> None:
+    async def remove(self, task_id: int, if_match: Versions = None) -> None:
         """Delete the task."""
-        await self._write_to(task_id, statements.remove_task(), {})
+        statement = statements.remove_task(if_match=if_match is not None)
+        await self._write_to(task_id, statement, {}, if_match)
 
     async def erase_owner(self) -> None:
         """Delete the owner and all their tasks. Again, with the same token: nothing happens."""
@@ -109,17 +136,38 @@ class OwnedTasks:
             await self._write(statements.erase_owner(), {"owner_hash": self._hash()})
 
     async def _write_to(
-        self, task_id: int, statement: Statement, values: Mapping[str, object]
+        self,
+        task_id: int,
+        statement: Statement,
+        values: Mapping[str, object],
+        if_match: Versions,
     ) -> bytes:
-        """Write to a task and return it. Only a write that finds nothing asks once more, why."""
-        rows = await self._write(statement, {"task_id": task_id, **values})
-        if rows:
-            return rows[0]
-        token = {"owner_hash": self._hash(), "issued_at": self.owner.issued_at}
-        why = statements.void_token()
-        if await self._database.run(self.owner.id, why, token, continues=True):
-            raise AccountErased
-        raise TaskNotFound
+        """Write to a task and return it. A write that finds nothing asks for the reason."""
+        given = {"task_id": task_id, "if_match": if_match, **values}
+        rows = await self._write(statement, given)
+        if not rows:
+            raise await self._why_not_written(task_id, if_match)
+        return rows[0]
+
+    async def _why_not_written(self, task_id: int, if_match: Versions) -> ApiError:
+        """Return the reason: a void token, another version of the task, or no task.
+
+        This takes a statement of its own, because the write saw the rows as they were before it
+        waited for another write.
+        """
+        given = {
+            "owner_hash": self._hash(),
+            "issued_at": self.owner.issued_at,
+            "task_id": task_id,
+        }
+        reason = statements.why_not_written()
+        rows = await self._database.run(self.owner.id, reason, given, continues=True)
+        versions = [int(row) for row in rows]
+        if 0 in versions:
+            return AccountErased()
+        if versions and if_match is not None:
+            return TaskChanged(versions[0])
+        return TaskNotFound()
 
     async def _write(
         self, statement: Statement, values: Mapping[str, object], *, continues: bool = False

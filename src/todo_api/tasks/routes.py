@@ -5,26 +5,32 @@ from the same signature.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from http import HTTPStatus
 from typing import Annotated, Any, get_args
 from urllib.parse import parse_qsl
 
 import jiter
-from fastapi import APIRouter, Body, Path, Query, Security
+from fastapi import APIRouter, Body, Header, Path, Query, Security
 from fastapi.security import HTTPBearer
+from pydantic import WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
 from todo_api.auth.owner import Authenticator, Owner
 from todo_api.errors import InvalidJson, InvalidParameter, InvalidTaskId, NothingToChange
 from todo_api.http.answers import FieldsProblem, Problem, array_answer, json_answer
-from todo_api.http.body import read_object
+from todo_api.http.body import JSON, MERGE_PATCH, read_object
+from todo_api.http.conditional import EntityTags, read_entity_tags
 from todo_api.http.routing import PrivateRoute, Reads
 from todo_api.tasks import schemas
 from todo_api.tasks.fields import MAXIMUM_ID
-from todo_api.tasks.owned_tasks import OwnedTasks
+from todo_api.tasks.owned_tasks import OwnedTasks, version_of
+
+REVALIDATED = {"Cache-Control": "private, no-cache"}
+"""Lets a browser keep an answer, and ask each time whether it is still true."""
 
 bearer = HTTPBearer(bearerFormat="JWT", scheme_name="bearer")
 """Documents the token. `Authenticator` verifies it."""
@@ -36,6 +42,15 @@ async def _read_task_id(request: Request) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,18}", text) or int(text) > MAXIMUM_ID:
         raise InvalidTaskId
     return int(text)
+
+
+async def _read_if_match(request: Request) -> list[int] | None:
+    tags = read_entity_tags(request, "If-Match")
+    return None if tags is None else tags.versions
+
+
+async def _read_if_none_match(request: Request) -> EntityTags | None:
+    return read_entity_tags(request, "If-None-Match")
 
 
 _ALLOWED: Mapping[str, tuple[str, ...]] = {
@@ -72,14 +87,15 @@ async def _read_new_task(request: Request) -> schemas.NewTask:
 
 
 async def _read_change(request: Request) -> schemas.TaskChange:
-    change = schemas.read(schemas.TaskChange, await _read_body(request))
+    media_types = {JSON, MERGE_PATCH} if request.method == "PATCH" else {JSON}
+    change = schemas.read(schemas.TaskChange, await _read_body(request, media_types))
     if not change.values():
         raise NothingToChange
     return change
 
 
-async def _read_body(request: Request) -> dict[str, Any]:
-    body = await read_object(request)
+async def _read_body(request: Request, media_types: Collection[str] = (JSON,)) -> dict[str, Any]:
+    body = await read_object(request, media_types)
     if body is None:
         raise InvalidJson("Body must be a JSON object")
     return body
@@ -97,6 +113,18 @@ Tasks = Annotated[OwnedTasks, Security(bearer)]
 """The tasks of the token's user, and no others."""
 
 TaskId = Annotated[int, Path(alias="id", ge=1, le=MAXIMUM_ID), Reads(_read_task_id)]
+IfMatch = Annotated[
+    list[int] | None,
+    Header(alias="If-Match", description="Change the task only in this version: its `ETag`."),
+    WithJsonSchema({"type": "string"}),
+    Reads(_read_if_match),
+]
+IfNoneMatch = Annotated[
+    EntityTags | None,
+    Header(alias="If-None-Match", description="Answer 304 if the `ETag` is still this one."),
+    WithJsonSchema({"type": "string"}),
+    Reads(_read_if_none_match),
+]
 TaskQuery = Annotated[schemas.TaskQuery, Query(), Reads(_read_query)]
 NewTask = Annotated[schemas.NewTask, Body(), Reads(_read_new_task)]
 TaskChange = Annotated[schemas.TaskChange, Body(), Reads(_read_change)]
@@ -104,55 +132,87 @@ StatusChange = Annotated[schemas.StatusChange, Body(), Reads(_read_status)]
 Completion = Annotated[schemas.Completion, Body(), Reads(_read_completion)]
 
 
-async def list_tasks(tasks: Tasks, query: TaskQuery) -> Response:
+def _task_answer(
+    task: bytes, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    return json_answer(task, status, {"ETag": f'"{version_of(task)}"', **(headers or {})})
+
+
+async def list_tasks(tasks: Tasks, query: TaskQuery, if_none_match: IfNoneMatch) -> Response:
     """List all tasks, or those of one status."""
-    return array_answer(*await tasks.list(query))
+    prefix = f'"{blake2b(tasks.owner.id.encode(), digest_size=9).hexdigest()}-'
+    known = _known_version(if_none_match, prefix)
+    found = await tasks.list(query, known)
+    headers = {"ETag": f'{prefix}{found.version}"', **REVALIDATED}
+    if found.version == known:
+        return Response(status_code=304, headers=headers)
+    return array_answer(found.first, found.rest, headers)
+
+
+def _known_version(tags: EntityTags | None, prefix: str) -> int | None:
+    """Return the version of a list that the client has, if it is this user's list."""
+    for tag in (*tags.strong, *tags.weak) if tags else ():
+        version = tag.removeprefix(prefix).removesuffix('"')
+        if tag.startswith(prefix) and re.fullmatch("0|[1-9][0-9]{0,17}", version):
+            return int(version)
+    return None
 
 
 async def create_task(tasks: Tasks, task: NewTask, request: Request) -> Response:
     """Create a task. `Location` is its path, in the family of the request."""
     created = await tasks.add(task.values())
     location = f"{request.scope['raw_path'].decode('latin-1')}/{jiter.from_json(created)['id']}"
-    return json_answer(created, 201, {"Location": location})
+    return _task_answer(created, 201, {"Location": location})
 
 
-async def get_task(tasks: Tasks, task_id: TaskId) -> Response:
+async def get_task(tasks: Tasks, task_id: TaskId, if_none_match: IfNoneMatch) -> Response:
     """Show one task."""
-    return json_answer(await tasks.get(task_id))
+    task = await tasks.get(task_id)
+    tag = f'"{version_of(task)}"'
+    if if_none_match is not None and if_none_match.include(tag):
+        return Response(status_code=304, headers={"ETag": tag, **REVALIDATED})
+    return _task_answer(task, headers=REVALIDATED)
 
 
-async def change_task(tasks: Tasks, task_id: TaskId, change: TaskChange) -> Response:
-    """Change the fields that are present and keep the others. The last write wins."""
-    return json_answer(await tasks.change(task_id, change.values()))
+async def change_task(
+    tasks: Tasks, task_id: TaskId, if_match: IfMatch, change: TaskChange
+) -> Response:
+    """Change the fields that are present and keep the others. Without `If-Match` the last wins."""
+    return _task_answer(await tasks.change(task_id, change.values(), if_match))
 
 
-async def delete_task(tasks: Tasks, task_id: TaskId) -> Response:
+async def delete_task(tasks: Tasks, task_id: TaskId, if_match: IfMatch) -> Response:
     """Delete a task."""
-    await tasks.remove(task_id)
+    await tasks.remove(task_id, if_match)
     return Response(status_code=204)
 
 
 _DEFAULT = schemas.Completion()
 
 
-async def toggle_task(tasks: Tasks, task_id: TaskId, completion: Completion = _DEFAULT) -> Response:
+async def toggle_task(
+    tasks: Tasks, task_id: TaskId, if_match: IfMatch, completion: Completion = _DEFAULT
+) -> Response:
     """Toggle a task, or set what the body says outright."""
     if not completion.model_fields_set:
-        return json_answer(await tasks.toggle(task_id))
-    return json_answer(await tasks.complete(task_id, completed=completion.completed))
+        return _task_answer(await tasks.toggle(task_id, if_match))
+    completed = completion.completed
+    return _task_answer(await tasks.complete(task_id, completed=completed, if_match=if_match))
 
 
 async def complete_task(
-    tasks: Tasks, task_id: TaskId, completion: Completion = _DEFAULT
+    tasks: Tasks, task_id: TaskId, if_match: IfMatch, completion: Completion = _DEFAULT
 ) -> Response:
     """Complete a task, or set what the body says outright. A repeat changes nothing."""
     completed = not completion.model_fields_set or completion.completed
-    return json_answer(await tasks.complete(task_id, completed=completed))
+    return _task_answer(await tasks.complete(task_id, completed=completed, if_match=if_match))
 
 
-async def set_status(tasks: Tasks, task_id: TaskId, change: StatusChange) -> Response:
+async def set_status(
+    tasks: Tasks, task_id: TaskId, if_match: IfMatch, change: StatusChange
+) -> Response:
     """Set the status of a task. A repeat changes nothing."""
-    return json_answer(await tasks.change(task_id, {"status": change.status}))
+    return _task_answer(await tasks.change(task_id, {"status": change.status}, if_match))
 
 
 async def delete_account(tasks: Tasks) -> Response:
@@ -184,6 +244,7 @@ _OPERATIONS = (
     _Operation("POST", "/tasks", create_task, create_task, "create_task", 201),
     _Operation("GET", "/tasks/{id}", get_task, get_task, "get_task"),
     _Operation("PUT", "/tasks/{id}", change_task, change_task, "change_task"),
+    _Operation("PATCH", "/tasks/{id}", change_task, change_task, "patch_task"),
     _Operation("DELETE", "/tasks/{id}", delete_task, delete_task, "delete_task", 204, None),
     _Operation("PATCH", "/tasks/{id}/complete", toggle_task, complete_task, "complete_task"),
     _Operation("PATCH", "/tasks/{id}/status", set_status, set_status, "set_task_status"),

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, Literal
 
 from sqlalchemy import (
+    ARRAY,
     CTE,
     BigInteger,
     ColumnElement,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Float,
     LargeBinary,
     Text,
+    any_,
     bindparam,
     literal_column,
     not_,
@@ -46,6 +48,8 @@ _ISSUED_AT = func.to_timestamp(bindparam("issued_at", type_=Float()))
 _NOW: Any = bindparam("now", type_=BigInteger())
 """The program's clock, in milliseconds since 1970."""
 _TASK_ID = bindparam("task_id", type_=BigInteger())
+_IF_MATCH = bindparam("if_match", type_=ARRAY(BigInteger))
+_KNOWN_VERSION: Any = bindparam("known_version", type_=BigInteger())
 _ITS_OWN = col(Task.user_id) == _OWNER
 _COMPLETE: ColumnElement[str] = literal_column("'complete'")
 _INCOMPLETE: ColumnElement[str] = literal_column("'incomplete'")
@@ -136,7 +140,25 @@ def list_tasks(status: Status | None, sort: Sort, order: Order | None) -> Statem
     if status:
         tasks = tasks.where(col(Task.status) == literal_column(f"'{status}'"))
     name = f"list_{status or 'all'}_by_{sort}_{direction}"
-    return Statement.compiled(name, _as_json(tasks.subquery("task")), streamed=True)
+    version = _current_version()
+    return Statement.compiled(name, _after_version(version, tasks), streamed=True)
+
+
+def _current_version() -> CTE:
+    """Return the version of the owner's last write, or 0 if they never wrote."""
+    version = func.coalesce(func.max(col(User.version)), literal_column("0"))
+    return select(version.label("version")).where(col(User.id) == _OWNER).cte("current")
+
+
+def _after_version(current: CTE, tasks: Any) -> Any:
+    """Select the version, and then the tasks unless the client knows that version.
+
+    PostgreSQL does not read the tasks for a version that the client knows, because that condition
+    does not depend on their rows.
+    """
+    is_new = select(current.c.version).scalar_subquery().is_distinct_from(_KNOWN_VERSION)
+    head: Any = select(func.to_json(current.c.version))
+    return head.union_all(_as_json(tasks.where(is_new).subquery("task")))
 
 
 @cache
@@ -163,8 +185,8 @@ def add_first_task() -> Statement:
 
 
 @cache
-def change_task(fields: frozenset[str]) -> Statement:
-    """Set these fields and keep the others. Where nothing differs, `updated_at` stays."""
+def change_task(fields: frozenset[str], *, if_match: bool = False) -> Statement:
+    """Set these columns and keep the others. Where nothing differs, `updated_at` stays."""
     names = [name for name in WRITABLE if name in fields]
     differs = or_(*(_column(name).is_distinct_from(_NEW[name]) for name in names))
     values = {name: _NEW[name] for name in names}
@@ -176,11 +198,11 @@ def change_task(fields: frozenset[str]) -> Statement:
         )
     values["updated_at"] = case((differs, _NEXT_UPDATE), else_=col(Task.updated_at))
     values["version"] = case((differs, _writer().c.version), else_=col(Task.version))
-    return Statement.compiled("change_" + "_".join(names), _written(_update(values)), writes=True)
+    return _change("change_" + "_".join(names), values, if_match=if_match)
 
 
 @cache
-def toggle_task() -> Statement:
+def toggle_task(*, if_match: bool = False) -> Statement:
     """Complete an incomplete task, and the other way round."""
     is_complete = col(Task.status) == _COMPLETE
     values = {
@@ -189,16 +211,16 @@ def toggle_task() -> Statement:
         "updated_at": _NEXT_UPDATE,
         "version": _writer().c.version,
     }
-    return Statement.compiled("toggle_task", _written(_update(values)), writes=True)
+    return _change("toggle_task", values, if_match=if_match)
 
 
 @cache
-def remove_task() -> Statement:
+def remove_task(*, if_match: bool = False) -> Statement:
     """Delete one task and leave a tombstone; a row comes back when there was one."""
     version = _writer().c.version
     removed = (
         delete(Task)
-        .where(_ITS_OWN, col(Task.id) == _TASK_ID, version.is_not(None))
+        .where(*_one_task(if_match=if_match), version.is_not(None))
         .returning(col(Task.user_id), version, col(Task.id))
         .cte("removed")
     )
@@ -207,7 +229,8 @@ def remove_task() -> Statement:
         select(removed.c.user_id, removed.c.version, removed.c.id),
     )
     tombstone = buried.returning(col(Tombstone.task_id)).cte("tombstone")
-    return Statement.compiled("remove_task", select(tombstone.c.task_id), writes=True)
+    name = _named("remove_task", if_match=if_match)
+    return Statement.compiled(name, select(tombstone.c.task_id), writes=True)
 
 
 @cache
@@ -231,12 +254,15 @@ def forget_tombstones() -> Statement:
 
 
 @cache
-def void_token() -> Statement:
-    """A row where the token is older than the owner's erasure. Says why a write found nothing."""
+def why_not_written() -> Statement:
+    """The reason why a write found nothing: 0 for a void token, else the task's version if any."""
     tokens_from = col(Erasure.erased_at) + literal_column("interval '10 seconds'")
     is_void = func.coalesce(tokens_from > _ISSUED_AT, literal_column("true"))
-    mark: Any = select(literal_column("1")).where(col(Erasure.user_hash) == _OWNER_HASH, is_void)
-    return Statement.compiled("void_token", mark.select_from(Erasure))
+    mark: Any = select(func.to_json(literal_column("0")))
+    void = mark.select_from(Erasure).where(col(Erasure.user_hash) == _OWNER_HASH, is_void)
+    task: Any = select(func.to_json(col(Task.version)))
+    version = task.where(_ITS_OWN, col(Task.id) == _TASK_ID)
+    return Statement.compiled("why_not_written", void.union_all(version))
 
 
 @cache
@@ -275,8 +301,21 @@ def erase_owner() -> Statement:
     )
 
 
-def _update(values: dict[str, Any]) -> Any:
-    return update(Task).where(_ITS_OWN, col(Task.id) == _TASK_ID).values(**values)
+def _one_task(*, if_match: bool) -> list[Any]:
+    """Return the conditions for one task, if need be for one of these versions of it."""
+    conditions: list[Any] = [_ITS_OWN, col(Task.id) == _TASK_ID]
+    if if_match:
+        conditions.append(col(Task.version) == any_(_IF_MATCH))
+    return conditions
+
+
+def _named(name: str, *, if_match: bool) -> str:
+    return f"{name}_if_match" if if_match else name
+
+
+def _change(name: str, values: dict[str, Any], *, if_match: bool) -> Statement:
+    change = update(Task).where(*_one_task(if_match=if_match)).values(**values)
+    return Statement.compiled(_named(name, if_match=if_match), _written(change), writes=True)
 
 
 def _written(change: Any) -> Any:
