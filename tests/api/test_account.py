@@ -32,7 +32,7 @@ def everything(sql: psycopg.Connection) -> dict[str, list[Any]]:
 
 
 @ACCOUNTS
-async def test_erases_the_user_and_nobody_else(
+async def test_erasure_deletes_only_that_user(
     service: Service, sql: psycopg.Connection, account: str
 ) -> None:
     bobs = await service.create("bob")
@@ -53,7 +53,9 @@ async def test_erases_the_user_and_nobody_else(
     ]
 
 
-async def test_user_who_never_wrote_can_leave(service: Service, sql: psycopg.Connection) -> None:
+async def test_user_without_data_can_erase_their_account(
+    service: Service, sql: psycopg.Connection
+) -> None:
     assert (await service.request("DELETE", "/api/account", "alice")).status_code == 204
     created = await service.client.post("/api/tasks", headers=bearer("alice"), json={"title": "x"})
     assert created.status_code == 401
@@ -62,7 +64,7 @@ async def test_user_who_never_wrote_can_leave(service: Service, sql: psycopg.Con
 
 @pytest.mark.parametrize(("verb", "path", "body"), WRITES)
 @pytest.mark.parametrize("claims", [{}, {"iat": None}, {"iat": int(time.time()) - 300}])
-async def test_token_from_before_cannot_write(
+async def test_token_from_before_the_erasure_cannot_write(
     service: Service,
     sql: psycopg.Connection,
     verb: str,
@@ -83,7 +85,9 @@ async def test_token_from_before_cannot_write(
     assert (reading.status_code, reading.json()) == (200, [])
 
 
-async def test_token_from_long_after_begins_anew(service: Service, sql: psycopg.Connection) -> None:
+async def test_token_from_after_the_erasure_starts_a_new_account(
+    service: Service, sql: psycopg.Connection
+) -> None:
     await service.request("DELETE", "/api/account", "alice")
     sql.execute("UPDATE erasures SET erased_at = now() - interval '12 seconds'")
     await service.create("alice")
@@ -93,7 +97,7 @@ async def test_token_from_long_after_begins_anew(service: Service, sql: psycopg.
     assert len(everything(sql)["tasks"]) == 1, "an old token erased what came after it"
 
 
-async def test_ten_seconds_after_still_count_as_before(
+async def test_erasure_voids_tokens_issued_up_to_ten_seconds_later(
     service: Service, sql: psycopg.Connection
 ) -> None:
     await service.request("DELETE", "/api/account", "alice")
@@ -106,7 +110,7 @@ async def test_ten_seconds_after_still_count_as_before(
         assert created.status_code == status
 
 
-async def test_erasure_by_a_clock_that_was_set_back_leaves_void_tokens_void(
+async def test_erasure_keeps_void_tokens_void_after_the_clock_was_set_back(
     service: Service, sql: psycopg.Connection
 ) -> None:
     """A statement that erases finds a mark that is later than the clock."""
@@ -124,7 +128,7 @@ async def test_erasure_by_a_clock_that_was_set_back_leaves_void_tokens_void(
     assert sql.execute("SELECT user_hash, erased_at FROM erasures ORDER BY 1").fetchall() == before
 
 
-async def test_token_that_erases_is_void_even_if_its_issuers_clock_is_ahead(
+async def test_erasure_voids_its_own_token_even_if_the_issuers_clock_is_ahead(
     service: Service, sql: psycopg.Connection
 ) -> None:
     ahead = bearer("alice", iat=int(time.time()) + 9)
@@ -136,9 +140,7 @@ async def test_token_that_erases_is_void_even_if_its_issuers_clock_is_ahead(
     assert created.status_code == 401
 
 
-async def test_another_users_account_is_forbidden(
-    service: Service, sql: psycopg.Connection
-) -> None:
+async def test_user_cannot_erase_another_account(service: Service, sql: psycopg.Connection) -> None:
     await service.create("alice")
     before = everything(sql)
     assert (await service.request("DELETE", "/api/alice/account", "bob")).status_code == 403
@@ -146,7 +148,7 @@ async def test_another_users_account_is_forbidden(
     assert everything(sql) == before
 
 
-async def test_erasure_waits_for_a_write_and_takes_it_along(
+async def test_erasure_waits_for_a_running_write_and_deletes_its_task(
     service: Service, sql: psycopg.Connection, database_url: str
 ) -> None:
     """The first write of a user is under way; somebody holds it up; then he leaves."""
@@ -166,7 +168,7 @@ async def test_erasure_waits_for_a_write_and_takes_it_along(
     assert everything(sql) == NOTHING
 
 
-async def test_write_that_waited_for_an_erasure_is_refused(
+async def test_write_gets_401_after_waiting_for_an_erasure(
     service: Service, sql: psycopg.Connection, database_url: str
 ) -> None:
     await service.create("alice")
@@ -186,7 +188,7 @@ async def test_write_that_waited_for_an_erasure_is_refused(
     assert everything(sql) == NOTHING
 
 
-async def test_writes_and_erasures_race_many_times(
+async def test_racing_writes_and_erasures_leave_no_rows(
     service: Service, sql: psycopg.Connection
 ) -> None:
     for number in range(30):

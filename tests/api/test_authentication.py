@@ -241,7 +241,7 @@ FORGERIES: dict[str, Callable[[Publisher], str]] = {
 }
 
 
-async def test_forgery_is_refused(
+async def test_service_refuses_every_forgery(
     both: Service, publisher: Publisher, subtests: pytest.Subtests
 ) -> None:
     for name, forge in FORGERIES.items():
@@ -269,7 +269,7 @@ async def test_forgery_is_refused(
         "BearerTOKEN",
     ],
 )
-async def test_other_credentials_are_refused(service: Service, value: str) -> None:
+async def test_service_refuses_other_authorization_headers(service: Service, value: str) -> None:
     answer = await service.request(
         "GET", "/api/tasks", headers={"Authorization": value.replace("TOKEN", token("alice"))}
     )
@@ -291,7 +291,7 @@ async def test_challenge_says_whether_a_token_was_sent(service: Service) -> None
     assert wrong.content == nothing.content
 
 
-async def test_two_authorization_headers_are_refused(service: Service) -> None:
+async def test_service_refuses_two_authorization_headers(service: Service) -> None:
     good, bad = f"Bearer {token('alice')}", "Bearer x.y.z"
     for pair in ((good, good), (good, bad), (bad, good)):
         answer = await service.request(
@@ -300,7 +300,7 @@ async def test_two_authorization_headers_are_refused(service: Service) -> None:
         assert answer.status_code == 401
 
 
-async def test_token_anywhere_else_does_not_count(service: Service) -> None:
+async def test_service_ignores_a_token_outside_the_authorization_header(service: Service) -> None:
     good = token("alice")
     answers = [
         await service.request("GET", f"/api/tasks?access_token={good}"),
@@ -310,7 +310,7 @@ async def test_token_anywhere_else_does_not_count(service: Service) -> None:
     assert {answer.status_code for answer in answers} == {401}
 
 
-async def test_each_kind_alone_refuses_the_other(
+async def test_service_with_one_kind_of_key_refuses_the_other_kind(
     database_url: str, short_folder: Path, service: Service, publisher: Publisher
 ) -> None:
     await refused(service, publisher.token("alice"))
@@ -323,7 +323,9 @@ async def test_each_kind_alone_refuses_the_other(
         assert (await ask(published, publisher.token("alice"))).status_code == 200
 
 
-async def test_ed25519_is_another_name_of_eddsa(both: Service, publisher: Publisher) -> None:
+async def test_service_accepts_ed25519_as_a_name_for_eddsa(
+    both: Service, publisher: Publisher
+) -> None:
     good = publisher.token("alice").split(".")
     text = f"{segment({'alg': 'Ed25519', 'kid': 'first'})}.{good[1]}"
     signature = segment(publisher.key.private.sign(text.encode()))
@@ -349,7 +351,7 @@ GOOD = {
     deadline=None, max_examples=200, suppress_health_check=[HealthCheck.differing_executors]
 )
 @given(data=st.data())
-def test_token_changed_at_any_byte_is_refused(good: str, data: st.DataObject) -> None:
+def test_verifier_refuses_a_token_changed_at_any_byte(good: str, data: st.DataObject) -> None:
     verifier = Verifier(KEYS)
     assert verifier.verify(good, time.time()).subject == "alice"
     position = data.draw(st.integers(0, len(good) - 1))

@@ -72,7 +72,7 @@ def test_checker_accepts_a_linearizable_history(operations: list[Operation]) -> 
 
 
 @pytest.mark.parametrize("operations", ILLEGAL)
-def test_checker_refuses_any_other_history(operations: list[Operation]) -> None:
+def test_checker_refuses_a_history_that_is_not_linearizable(operations: list[Operation]) -> None:
     assert History(operations).violation() is not None
 
 
@@ -109,7 +109,7 @@ class Register:
             await writing
 
 
-async def test_last_write_wins_linearizably_with_clients_that_hang_up(
+async def test_writes_are_linearizable_while_clients_hang_up(
     service: Listening, sql: psycopg.Connection
 ) -> None:
     register = Register(await service.create("alice", title="first"))
@@ -138,7 +138,7 @@ async def test_last_write_wins_linearizably_with_clients_that_hang_up(
     await assert_pool_is_whole(service, sql, 8)
 
 
-async def test_fields_of_different_writers_all_survive(service: Listening) -> None:
+async def test_concurrent_writes_to_different_fields_all_survive(service: Listening) -> None:
     task = await service.create("alice")
     path = f"/api/tasks/{task['id']}"
     values: dict[str, list[Any]] = {
@@ -160,7 +160,7 @@ async def test_fields_of_different_writers_all_survive(service: Listening) -> No
     assert {field: final[field] for field in values} == {f: v[-1] for f, v in values.items()}
 
 
-async def test_odd_number_of_toggles_ends_complete(service: Listening) -> None:
+async def test_odd_number_of_concurrent_toggles_completes_the_task(service: Listening) -> None:
     task = await service.create("alice")
     path = f"/api/tasks/{task['id']}"
     answers = await asyncio.gather(
@@ -172,7 +172,7 @@ async def test_odd_number_of_toggles_ends_complete(service: Listening) -> None:
     assert (await service.request("GET", path, "alice")).json() == seen[-1]
 
 
-async def test_updated_at_grows_with_every_concurrent_write_after_the_clock_stepped_back(
+async def test_updated_at_grows_with_every_write_after_the_clock_stepped_back(
     service: Listening, sql: psycopg.Connection
 ) -> None:
     """The last write was stamped by a clock that ran a day ahead."""
@@ -226,7 +226,7 @@ async def test_deleted_task_never_comes_back(service: Listening, sql: psycopg.Co
     assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (0,)
 
 
-async def test_concurrent_creations_are_distinct_and_listed_after_their_own_answer(
+async def test_concurrent_creations_get_distinct_ids_and_appear_in_the_list(
     service: Listening, sql: psycopg.Connection
 ) -> None:
     async def create_and_look(number: int) -> int:
@@ -276,7 +276,7 @@ async def hang_up_now_and_then(
         return None
 
 
-async def test_clients_that_hang_up_leave_the_pool_whole_and_nobody_elses_rows(
+async def test_clients_that_hang_up_leak_neither_connections_nor_rows(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     """64 users with 64 tasks each share two connections, and a third of the requests is cut."""
@@ -329,7 +329,9 @@ WHO = Statement(
 )
 
 
-async def test_cancelled_statements_leave_no_owner_on_a_connection(database_url: str) -> None:
+async def test_cancelled_statement_does_not_leave_its_owner_on_the_connection(
+    database_url: str,
+) -> None:
     database = Database(database_url, settings(pool_size=2, pool_timeout=30))
     await database.open()
     draw = random.Random(SEED)  # noqa: S311
@@ -356,7 +358,7 @@ async def test_cancelled_statements_leave_no_owner_on_a_connection(database_url:
     database.close()
 
 
-async def test_replica_that_shuts_down_loses_no_acknowledged_write(
+async def test_replica_keeps_every_acknowledged_write_when_it_shuts_down(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     """Two replicas, one history: clients of the one that ends go over to the other."""

@@ -44,7 +44,7 @@ def checksum(sql: psycopg.Connection, user: str) -> Any:
     return sql.execute(query, [user]).fetchone()
 
 
-def test_every_route_is_public_by_name_or_has_its_two_user_case() -> None:
+def test_every_route_is_public_or_has_a_two_user_case() -> None:
     app = create_app(support.settings(), "postgresql://")
     routes = {
         (verb.upper(), path)
@@ -56,7 +56,7 @@ def test_every_route_is_public_by_name_or_has_its_two_user_case() -> None:
 
 
 @pytest.mark.parametrize(("verb", "path", "body"), TWO_USER_CASES)
-async def test_another_users_task_is_not_found(
+async def test_user_gets_404_for_another_users_task(
     service: Service, sql: psycopg.Connection, verb: str, path: str, body: dict[str, Any] | None
 ) -> None:
     """As mallory, with alice's task id: the same bytes as for an id that was never used."""
@@ -79,7 +79,7 @@ async def test_another_users_task_is_not_found(
 @pytest.mark.parametrize(
     ("verb", "path", "body"), [case for case in TWO_USER_CASES if "{user_id}" in case[1]]
 )
-async def test_another_users_path_is_forbidden(
+async def test_user_gets_403_for_another_users_path(
     service: Service, sql: psycopg.Connection, verb: str, path: str, body: dict[str, Any] | None
 ) -> None:
     """Before the database and before the body: mallory learns nothing."""
@@ -101,7 +101,7 @@ async def test_another_users_path_is_forbidden(
     "user_id",
     ["%2F", "a%2Fb", "..", "%2e%2e", ";", "%00", "%0d%0aX-A:%20b", "alice%00", "ALICE", "alice%20"],
 )
-async def test_odd_user_id_is_forbidden_or_not_found(service: Service, user_id: str) -> None:
+async def test_odd_user_id_gets_403_or_404(service: Service, user_id: str) -> None:
     response = await service.request("GET", f"/api/{user_id}/tasks", "alice")
     assert response.status_code in {403, 404}
 
@@ -113,7 +113,7 @@ async def test_odd_user_id_is_forbidden_or_not_found(service: Service, user_id: 
         *("X-HTTP-Method-Override", "X-Forwarded-For", "Forwarded"),
     ],
 )
-async def test_headers_do_not_change_who_or_what(service: Service, header: str) -> None:
+async def test_header_changes_neither_the_user_nor_the_path(service: Service, header: str) -> None:
     task = await service.create("alice")
     headers = {header: "/api/alice/tasks" if "URL" in header else "alice", "Host": "x/api/alice"}
     response = await service.request("GET", "/api/tasks", "mallory", headers=headers)
@@ -121,7 +121,9 @@ async def test_headers_do_not_change_who_or_what(service: Service, header: str) 
     assert (await service.request("GET", f"/api/tasks/{task['id']}", "alice")).json() == task
 
 
-async def test_owner_in_a_body_is_ignored(service: Service, sql: psycopg.Connection) -> None:
+async def test_service_ignores_an_owner_in_the_body(
+    service: Service, sql: psycopg.Connection
+) -> None:
     body = {"title": "x", "user_id": "alice", "id": 5, "created_at": "1999-01-01T00:00:00Z"}
     created = (await service.request("POST", "/api/tasks", "mallory", json=body)).json()
     path = f"/api/tasks/{created['id']}"
@@ -169,7 +171,7 @@ class CarelessStatements:
 
 @pytest.mark.parametrize(("verb", "path", "body"), TWO_USER_CASES)
 @pytest.mark.parametrize("row_security", [True, False])
-async def test_row_security_holds_where_a_statement_forgets_the_owner(
+async def test_row_security_protects_tasks_if_a_statement_forgets_the_owner(
     database_url: str,
     short_folder: Path,
     sql: psycopg.Connection,
@@ -197,7 +199,7 @@ async def test_row_security_holds_where_a_statement_forgets_the_owner(
         assert answer.status_code == (404 if "{id}" in path else 204 if verb == "DELETE" else 200)
 
 
-async def test_row_security_holds_where_an_erasure_forgets_whose_tombstones_go(
+async def test_row_security_protects_tombstones_if_an_erasure_forgets_the_owner(
     service: Service, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = await service.create("alice")

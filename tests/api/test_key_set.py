@@ -38,7 +38,7 @@ async def status(service: Service, token: str) -> int:
     return response.status_code
 
 
-async def test_keys_are_fetched_once(published: Service, publisher: Publisher) -> None:
+async def test_service_fetches_the_keys_once(published: Service, publisher: Publisher) -> None:
     for user in ("alice", "bob", "alice"):
         assert await status(published, publisher.token(user)) == 200
     assert publisher.requests == 1
@@ -68,7 +68,7 @@ async def test_a_thousand_requests_with_a_new_key_cost_one_fetch(
     assert publisher.requests == 2
 
 
-async def test_thousands_of_made_up_keys_cost_one_fetch(
+async def test_thousands_of_unknown_keys_cost_one_fetch(
     published: Service, publisher: Publisher
 ) -> None:
     assert await status(published, publisher.token("alice")) == 200
@@ -84,7 +84,7 @@ async def test_thousands_of_made_up_keys_cost_one_fetch(
     assert publisher.requests == 2
 
 
-async def test_next_window_fetches_again(
+async def test_service_fetches_again_in_the_next_window(
     published: Service, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for token in (publisher.token("alice"), publisher.token("alice", SigningKey("made up"))):
@@ -96,7 +96,7 @@ async def test_next_window_fetches_again(
     assert await status(published, publisher.token("alice")) == 200
 
 
-async def test_last_good_keys_survive_an_outage(
+async def test_service_keeps_the_last_good_keys_during_an_outage(
     published: Service, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_set, "WINDOW_SECONDS", 0.0)
@@ -115,7 +115,7 @@ async def test_last_good_keys_survive_an_outage(
     await publisher.start()
 
 
-async def test_never_loaded_is_503_and_recovers_without_a_restart(
+async def test_service_without_keys_answers_503_and_recovers(
     database_url: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_set, "FIRST_WINDOW_SECONDS", 0.0)
@@ -131,7 +131,7 @@ async def test_never_loaded_is_503_and_recovers_without_a_restart(
             assert await status(service, publisher.token("alice")) == 200
 
 
-async def test_set_without_a_key_to_trust_withdraws_all(
+async def test_set_without_a_trusted_key_withdraws_all_keys(
     published: Service, publisher: Publisher
 ) -> None:
     assert await status(published, publisher.token("alice")) == 200
@@ -140,7 +140,7 @@ async def test_set_without_a_key_to_trust_withdraws_all(
     assert await status(published, publisher.token("alice")) == 401
 
 
-async def test_set_is_fetched_again_after_a_failure_without_anybody_asking(
+async def test_service_repeats_a_failed_fetch_without_a_request(
     database_url: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the failure is: the keeper must not end."""
@@ -165,7 +165,7 @@ async def test_set_is_fetched_again_after_a_failure_without_anybody_asking(
         assert (await service.request("GET", "/readyz")).status_code == 200
 
 
-async def test_key_newer_than_the_fetch_under_way_is_found(
+async def test_service_finds_a_key_that_is_newer_than_the_running_fetch(
     published: Service, publisher: Publisher
 ) -> None:
     assert await status(published, publisher.token("alice")) == 200
@@ -186,7 +186,7 @@ async def test_key_newer_than_the_fetch_under_way_is_found(
     assert (await asking).status_code == 401
 
 
-async def test_proxy_is_not_asked_for_what_is_on_this_machine(
+async def test_service_fetches_local_keys_without_the_proxy(
     database_url: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Publisher() as proxy, Publisher() as publisher:
@@ -218,7 +218,7 @@ async def test_withdrawn_key_stops_working_at_the_next_refresh(
         assert await status(service, publisher.token("alice")) == 200
 
 
-async def test_both_kinds_of_key_side_by_side(
+async def test_service_accepts_both_kinds_of_key_together(
     database_url: str, short_folder: Path, publisher: Publisher
 ) -> None:
     async with running_service(

@@ -56,7 +56,7 @@ async def tasks(service: Service, sql: psycopg.Connection) -> list[dict[str, Any
     ]
 
 
-async def test_every_combination_is_a_total_order(
+async def test_every_combination_gives_a_total_order(
     service: Service, tasks: list[dict[str, Any]]
 ) -> None:
     statuses = ["all", "incomplete", "pending", "complete", "completed", None]
@@ -108,7 +108,9 @@ async def test_every_combination_is_a_total_order(
         ("sort=title&order=asc&sort=title", "The query parameter sort must be given at most once"),
     ],
 )
-async def test_wrong_parameter_is_refused(service: Service, query: str, message: str) -> None:
+async def test_service_refuses_a_wrong_parameter(
+    service: Service, query: str, message: str
+) -> None:
     response = await service.request(
         "GET",
         f"/api/tasks?{query}".encode("utf-8", "surrogatepass").decode("latin-1")
@@ -119,7 +121,7 @@ async def test_wrong_parameter_is_refused(service: Service, query: str, message:
     assert (response.status_code, response.json()) == (400, {"error": message})
 
 
-async def test_very_many_parameters_are_refused(service: Service) -> None:
+async def test_service_refuses_very_many_parameters(service: Service) -> None:
     response = await service.request("GET", "/api/tasks?" + "a=1&" * 5000, "alice")
     assert response.status_code == 400
 
@@ -130,7 +132,7 @@ async def test_other_routes_ignore_parameters(service: Service) -> None:
     assert (response.status_code, response.json()) == (200, task)
 
 
-async def test_a_list_larger_than_the_sockets_buffer_is_whole(
+async def test_list_larger_than_the_socket_buffer_is_complete(
     service: Service, sql: psycopg.Connection
 ) -> None:
     await service.create("alice")

@@ -59,7 +59,7 @@ def test_bucket_holds_exactly_its_quota(quota: int, start: int) -> None:
 
 
 @pytest.mark.parametrize("quota", [1, 7, 50, 1000])
-def test_bucket_fills_up_within_a_minute_and_no_further(quota: int) -> None:
+def test_bucket_refills_within_a_minute_up_to_its_quota(quota: int) -> None:
     clock = Clock()
     buckets = Buckets(quota, clock)
     for pause in (60_000, 60_001, 3_600_000):
@@ -68,7 +68,7 @@ def test_bucket_fills_up_within_a_minute_and_no_further(quota: int) -> None:
 
 
 @pytest.mark.parametrize("quota", EVEN)
-def test_wait_is_as_long_as_it_says(quota: int) -> None:
+def test_request_succeeds_exactly_when_its_wait_ends(quota: int) -> None:
     clock = Clock()
     buckets = Buckets(quota, clock)
     for _ in range(quota):
@@ -80,7 +80,7 @@ def test_wait_is_as_long_as_it_says(quota: int) -> None:
     assert buckets.take("a")[1] > 0
 
 
-def test_refused_request_takes_nothing() -> None:
+def test_refused_request_does_not_use_the_quota() -> None:
     clock = Clock()
     buckets = Buckets(2, clock)
     for _ in range(1000):
@@ -89,7 +89,7 @@ def test_refused_request_takes_nothing() -> None:
     assert buckets.take("a") == (0, 0.0)
 
 
-def test_no_key_affects_another() -> None:
+def test_key_does_not_affect_another_key() -> None:
     buckets = Buckets(2, Clock())
     for _ in range(100):
         buckets.take("a")
@@ -124,7 +124,9 @@ class Model:
         max_size=150,
     ),
 )
-def test_bucket_is_a_token_bucket(quota: int, start: int, actions: list[str | int]) -> None:
+def test_bucket_behaves_like_a_token_bucket(
+    quota: int, start: int, actions: list[str | int]
+) -> None:
     clock = Clock(start)
     buckets, model = Buckets(quota, clock), Model(quota)
     for action in actions:
@@ -136,7 +138,7 @@ def test_bucket_is_a_token_bucket(quota: int, start: int, actions: list[str | in
             assert (left, wait == 0) == model.take(action)
 
 
-def test_many_keys_cost_neither_memory_nor_time() -> None:
+def test_many_keys_need_little_memory_and_time() -> None:
     buckets = Buckets(1, Clock())
     started = time.monotonic()
     for number in range(150_000):
@@ -146,7 +148,7 @@ def test_many_keys_cost_neither_memory_nor_time() -> None:
     assert len(buckets._full_at) <= 100_000
 
 
-def test_what_waited_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limiter_forgets_the_least_recently_used_key_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limits, "MAXIMUM_KEYS", 3)
     buckets = Buckets(1, Clock())
     for key in "abcad":  # `a` was refused in between, and is known to be there
@@ -155,7 +157,7 @@ def test_what_waited_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch)
     assert buckets.take("b")[1] == 0
 
 
-def test_full_buckets_are_forgotten() -> None:
+def test_limiter_forgets_full_buckets() -> None:
     clock = Clock()
     buckets = Buckets(10, clock)
     for number in range(1000):
@@ -197,7 +199,7 @@ def assert_is_refused(answer: httpx2.Response, seconds: int = 60) -> None:
     assert "x-request-id" in answer.headers
 
 
-async def test_every_answer_says_what_is_left(service: Service) -> None:
+async def test_every_response_shows_the_remaining_quota(service: Service) -> None:
     listed = await service.request("GET", "/api/tasks", "alice")
     wrong = await service.request("POST", "/api/tasks", "alice", json={})
     missing = await service.request("GET", "/api/alice/tasks/1", "alice")
@@ -211,7 +213,7 @@ async def test_every_answer_says_what_is_left(service: Service) -> None:
     assert service.wire.round_trips == 0
 
 
-async def test_every_verb_and_both_families_count_together(service: Service) -> None:
+async def test_all_methods_and_paths_share_one_quota(service: Service) -> None:
     await service.request("HEAD", "/api/tasks", "alice")
     await service.request("POST", "/api/tasks", "alice", json={"title": "x"})
     await service.request("PATCH", "/api/alice/tasks/1/complete", "alice")
@@ -221,7 +223,9 @@ async def test_every_verb_and_both_families_count_together(service: Service) -> 
     assert (listed.status_code, left(listed)) == (200, 2)
 
 
-async def test_refused_write_writes_nothing(service: Service, sql: psycopg.Connection) -> None:
+async def test_refused_write_does_not_store_a_task(
+    service: Service, sql: psycopg.Connection
+) -> None:
     statuses = [
         (await service.request("POST", "/api/tasks", "alice", json={"title": "x"})).status_code
         for _ in range(6)
@@ -230,7 +234,7 @@ async def test_refused_write_writes_nothing(service: Service, sql: psycopg.Conne
     assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (3,)
 
 
-async def test_new_token_is_no_new_bucket(service: Service) -> None:
+async def test_new_token_does_not_start_a_new_bucket(service: Service) -> None:
     for number in range(3):
         signed = {"Authorization": f"Bearer {token('alice', jti=number, email=f'{number}@x.org')}"}
         assert (await service.request("GET", "/api/tasks", headers=signed)).status_code == 200
@@ -238,7 +242,7 @@ async def test_new_token_is_no_new_bucket(service: Service) -> None:
     assert (await service.request("GET", "/api/tasks", "Alice")).status_code == 200
 
 
-async def test_page_may_read_how_much_is_left(service: Service) -> None:
+async def test_page_can_read_the_rate_limit_headers(service: Service) -> None:
     headers = {"Origin": ORIGIN}
     for _ in range(4):
         answer = await service.request("GET", "/api/tasks", "alice", headers=headers)
@@ -248,7 +252,7 @@ async def test_page_may_read_how_much_is_left(service: Service) -> None:
     assert_is_refused(answer)
 
 
-async def test_401_and_403_come_before_429_and_take_nothing(service: Service) -> None:
+async def test_401_and_403_come_before_429_and_do_not_use_the_quota(service: Service) -> None:
     for _ in range(5):
         assert (await service.request("GET", "/api/bob/tasks", "alice")).status_code == 403
         assert (await service.request("GET", "/api/tasks")).status_code == 401
@@ -264,7 +268,7 @@ async def test_401_and_403_come_before_429_and_take_nothing(service: Service) ->
     assert (await service.request("GET", "/api/tasks", headers=expired)).status_code == 401
 
 
-async def test_no_spelling_of_a_path_gets_around_the_quota(service: Service) -> None:
+async def test_path_spelling_does_not_bypass_the_quota(service: Service) -> None:
     paths = {
         "/api/tasks?status=all": 429,
         "/api/%61lice/tasks": 429,
@@ -280,7 +284,9 @@ async def test_no_spelling_of_a_path_gets_around_the_quota(service: Service) -> 
         assert (await service.request("GET", path, "alice")).status_code == expected, path
 
 
-async def test_without_a_quota_nothing_is_said(database_url: str, short_folder: Path) -> None:
+async def test_response_has_no_rate_limit_headers_without_a_quota(
+    database_url: str, short_folder: Path
+) -> None:
     async with limited(database_url, short_folder) as service:
         answer = await service.request("GET", "/api/tasks", "alice")
     assert not {"ratelimit", "ratelimit-policy"} & set(answer.headers)
@@ -289,7 +295,7 @@ async def test_without_a_quota_nothing_is_said(database_url: str, short_folder: 
 # Refused tokens
 
 
-async def test_address_that_sends_bad_tokens_is_told_to_wait(service: Service) -> None:
+async def test_address_gets_429_after_too_many_bad_tokens(service: Service) -> None:
     bad = {"Authorization": "Bearer nonsense"}
     answers = [await service.request("GET", "/api/tasks", headers=bad) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [401, 401, 429]
@@ -299,7 +305,7 @@ async def test_address_that_sends_bad_tokens_is_told_to_wait(service: Service) -
     assert (await service.request("GET", "/livez")).status_code == 200
 
 
-async def test_429_says_nothing_of_the_token(service: Service) -> None:
+async def test_429_does_not_depend_on_the_token(service: Service) -> None:
     """Whatever is wrong with it, the answers are the same."""
     bad = {"Authorization": "Bearer nonsense"}
     for _ in range(2):
@@ -338,13 +344,13 @@ def fails(limits: RateLimits, address: str) -> bool:
         ("unknown", "other", False),
     ],
 )
-def test_address_stands_for_a_subscriber(first: str, second: str, is_one: bool) -> None:
+def test_addresses_of_one_subscriber_share_a_limit(first: str, second: str, is_one: bool) -> None:
     limits = RateLimits(settings(rate_limit_failures=1))
     assert not fails(limits, first)
     assert fails(limits, second) == is_one
 
 
-def test_without_an_address_there_is_no_limit() -> None:
+def test_limiter_does_not_limit_requests_without_an_address() -> None:
     limits = RateLimits(settings(rate_limit_failures=1))
     for _ in range(3):
         limits.count_failure(None)
@@ -360,7 +366,7 @@ async def statuses(service: Listening, *forwarded: str) -> list[int]:
 
 
 @pytest.mark.parametrize("proxies", [(), ("10.0.0.0/8",), ("::1", "127.0.0.2")])
-async def test_stranger_does_not_choose_his_address(
+async def test_untrusted_client_cannot_choose_its_address(
     database_url: str, proxies: tuple[str, ...]
 ) -> None:
     values = {"rate_limit_failures": 1, "trusted_proxies": proxies}
@@ -369,7 +375,9 @@ async def test_stranger_does_not_choose_his_address(
 
 
 @pytest.mark.parametrize("proxies", [("127.0.0.1",), ("10.0.0.0/8", "127.0.0.0/8")])
-async def test_proxy_says_who_it_speaks_for(database_url: str, proxies: tuple[str, ...]) -> None:
+async def test_trusted_proxy_can_name_the_client_address(
+    database_url: str, proxies: tuple[str, ...]
+) -> None:
     values = {"rate_limit_failures": 1, "trusted_proxies": proxies}
     async with listening(database_url, **values) as service:
         assert await statuses(service, "192.0.2.1", "192.0.2.2", "192.0.2.1") == [401, 401, 429]
@@ -382,7 +390,9 @@ async def test_proxy_says_who_it_speaks_for(database_url: str, proxies: tuple[st
         assert set(await statuses(service, *odd)) <= {401, 429}
 
 
-def test_trusted_proxies_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_read_trusted_proxies_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET)
     monkeypatch.setenv("TRUSTED_PROXIES", "10.0.0.0/8, ::1")
     assert Settings.load().trusted_proxies == (ip_network("10.0.0.0/8"), ip_network("::1"))
@@ -449,7 +459,7 @@ async def test_quota_is_exact_across_processes(
     assert stored == (seen[201],)
 
 
-async def test_refusal_of_the_shared_quota_has_the_shape(
+async def test_refusal_of_the_shared_quota_has_the_error_shape(
     shared: dict[str, Any], database_url: str
 ) -> None:
     async with listening(database_url, **{**shared, "rate_limit": 2}) as service:
@@ -463,7 +473,7 @@ async def test_refusal_of_the_shared_quota_has_the_shape(
         assert (await service.request("GET", "/api/tasks")).status_code == 401
 
 
-async def test_shared_quota_costs_no_round_trip(
+async def test_shared_quota_does_not_add_a_round_trip(
     shared: dict[str, Any], database_url: str, short_folder: Path
 ) -> None:
     async with limited(database_url, short_folder, **{**shared, "rate_limit": 4}) as service:
@@ -488,7 +498,7 @@ async def test_write_that_finds_nothing_counts_once(
     assert [answer.status_code for answer in answers] == [404, 404, 404, 429]
 
 
-async def test_quota_fills_up_again_in_the_database(
+async def test_shared_quota_refills(
     shared: dict[str, Any], database_url: str, sql: psycopg.Connection
 ) -> None:
     async with listening(database_url, **{**shared, "rate_limit": 2}) as service:
@@ -503,7 +513,7 @@ async def test_quota_fills_up_again_in_the_database(
         assert [await ask() for _ in range(3)] == [200, 200, 429]
 
 
-async def test_probes_and_starts_take_nobodys_quota(
+async def test_probes_and_starts_do_not_use_a_quota(
     shared: dict[str, Any], database_url: str, sql: psycopg.Connection
 ) -> None:
     for _ in range(3):
@@ -512,7 +522,7 @@ async def test_probes_and_starts_take_nobodys_quota(
     assert sql.execute("SELECT count(*) FROM rate_limits").fetchone() == (0,)
 
 
-async def test_bucket_in_use_holds_up_nobody_else(
+async def test_locked_bucket_does_not_delay_other_users(
     shared: dict[str, Any], database_url: str, sql: psycopg.Connection
 ) -> None:
     async with listening(database_url, **shared) as service:
@@ -552,7 +562,7 @@ def long_list(sql: psycopg.Connection) -> str:
 
 
 @pytest.mark.usefixtures("_little_buffered")
-async def test_list_that_is_read_slowly_holds_up_nobody(
+async def test_slow_reader_of_a_list_does_not_delay_other_requests(
     shared: dict[str, Any], database_url: str, long_list: str
 ) -> None:
     """Not the user himself, and not others through connections that wait for him."""
@@ -580,7 +590,7 @@ async def unread_list(service: Listening, user: str) -> socket.socket:
     return client
 
 
-async def test_shared_quota_survives_a_clock_that_was_wrong(
+async def test_shared_quota_recovers_after_the_clock_was_ahead(
     shared: dict[str, Any], database_url: str, sql: psycopg.Connection
 ) -> None:
     """No bucket takes two minutes to fill up: one that seems to is from before it was set back."""

@@ -105,7 +105,7 @@ async def add(page: Page, title: str) -> None:
     await page.get_by_role("button", name="Add").click()
 
 
-async def test_life_of_a_task(
+async def test_user_creates_changes_and_deletes_a_task(
     api: Start, page: Page, better_auth: Issuer, sql: psycopg.Connection
 ) -> None:
     stored = "SELECT title, status, user_id FROM tasks"
@@ -151,7 +151,7 @@ async def test_life_of_a_task(
         )
 
 
-async def test_page_reads_the_message_of_a_400(
+async def test_page_shows_the_message_of_a_400(
     api: Start, page: Page, sql: psycopg.Connection
 ) -> None:
     alert = page.get_by_role("alert")
@@ -170,7 +170,7 @@ async def test_page_reads_the_message_of_a_400(
         assert sql.execute("SELECT title FROM tasks").fetchall() == [("Buy bread",)]
 
 
-async def test_page_reads_the_message_of_a_401(api: Start, page: Page) -> None:
+async def test_page_shows_the_message_of_a_401(api: Start, page: Page) -> None:
     with api(BETTER_AUTH_AUDIENCE="https://another.example") as program:
         await sign_up(page, program)
         alert = page.get_by_role("alert")
@@ -178,7 +178,7 @@ async def test_page_reads_the_message_of_a_401(api: Start, page: Page) -> None:
         await expect(alert).to_contain_text("Status 401, request ")
 
 
-async def test_page_reads_the_message_of_a_500(
+async def test_page_shows_the_message_of_a_500(
     api: Start, page: Page, postgres: str, database_url: str
 ) -> None:
     alert = page.get_by_role("alert")
@@ -207,7 +207,9 @@ def unreachable(postgres: str, database_url: str) -> Iterator[None]:
         administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
 
 
-async def test_page_reads_the_headers(api: Start, page: Page, better_auth: Issuer) -> None:
+async def test_page_can_read_the_response_headers(
+    api: Start, page: Page, better_auth: Issuer
+) -> None:
     session = await better_auth.sign_up("ada@example.com", PASSWORD, "Ada")
     good = {"Authorization": f"Bearer {await better_auth.token(session)}"}
     with api() as program:
@@ -240,7 +242,7 @@ async def test_page_reads_the_headers(api: Start, page: Page, better_auth: Issue
             assert refused["headers"]["www-authenticate"] == challenge
 
 
-async def test_page_is_told_nothing_where_its_origin_is_not_listed(
+async def test_page_on_an_unlisted_origin_cannot_read_answers(
     api: Start, page: Page, sql: psycopg.Connection
 ) -> None:
     with api(CORS_ORIGINS="http://localhost:3999") as program:
@@ -259,7 +261,7 @@ async def test_page_is_told_nothing_where_its_origin_is_not_listed(
         assert sql.execute("SELECT FROM tasks").fetchall() == []
 
 
-async def test_same_page_from_another_origin_reads_nothing(
+async def test_same_page_on_another_origin_cannot_read_answers(
     api: Start, page: Page, better_auth: Issuer
 ) -> None:
     """A host of another name is another origin, were it the same machine and the same page."""

@@ -116,7 +116,7 @@ def migrate(*arguments: str, **variables: str) -> str:
 
 
 @pytest.mark.parametrize("statement", [pytest.param(s, id=s.name.decode()) for s in HOT])
-def test_statement_asks_one_shard(database_url: str, statement: Statement) -> None:
+def test_statement_uses_one_shard(database_url: str, statement: Statement) -> None:
     before = Preamble(settings()).before(statement)
     assert before is not None
     explained = Statement(b"", b"EXPLAIN " + statement.sql, statement.parameters, writes=False)
@@ -127,7 +127,7 @@ def test_statement_asks_one_shard(database_url: str, statement: Statement) -> No
     assert set(re.findall(r"Task Count: (\d+)", plan)) == {"1"}, plan
 
 
-async def test_operator_can_repeat_the_migration_while_there_are_tasks(
+async def test_operator_can_repeat_the_migration_with_tasks_stored(
     service: Service, sql: psycopg.Connection, coordinator: str
 ) -> None:
     task = await service.create("alice")
@@ -141,7 +141,7 @@ async def test_operator_can_repeat_the_migration_while_there_are_tasks(
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_login_has_no_special_rights_and_carries_no_settings_over(
+def test_login_has_no_special_rights_and_propagates_no_settings(
     nodes: list[str], node: int
 ) -> None:
     """What follows holds for an ordinary login, which nobody has prepared for Citus."""
@@ -153,7 +153,7 @@ def test_login_has_no_special_rights_and_carries_no_settings_over(
     assert found == [(False, False, "none")]
 
 
-async def test_member_sees_the_named_owner_alone(
+async def test_member_sees_only_the_named_owner(
     service: Service, member: psycopg.Connection
 ) -> None:
     for user in ("alice", "bob", "carol"):
@@ -171,7 +171,7 @@ async def test_member_sees_the_named_owner_alone(
             assert member.execute(query).fetchall() == [(user,)]
 
 
-async def test_member_can_write_for_the_named_owner_alone(
+async def test_member_can_write_only_for_the_named_owner(
     service: Service, sql: psycopg.Connection, member: psycopg.Connection
 ) -> None:
     task = await service.create("bob")
@@ -196,7 +196,7 @@ async def test_services_on_both_nodes_show_the_same_tasks(services: list[Service
 
 @pytest.mark.parametrize(("erasing", "other"), PAIRS)
 @pytest.mark.parametrize("is_known", [True, False])
-async def test_token_from_before_an_erasure_is_refused_by_every_node(
+async def test_every_node_refuses_a_token_from_before_an_erasure(
     services: list[Service],
     sql: psycopg.Connection,
     erasing: int,
@@ -218,7 +218,7 @@ async def test_token_from_before_an_erasure_is_refused_by_every_node(
     assert sql.execute("SELECT FROM tasks").fetchall() == []
 
 
-async def test_nodes_count_requests_together(nodes: list[str], short_folder: Path) -> None:
+async def test_nodes_share_a_rate_limit(nodes: list[str], short_folder: Path) -> None:
     limit = {"rate_limit": 4, "rate_limit_store": "postgresql"}
     async with running(nodes, short_folder, **limit) as services:
         statuses = [
@@ -332,7 +332,7 @@ def commits_are_synchronous(sql: psycopg.Connection) -> bool:
 
 
 @pytest.mark.parametrize("mode", ["block_writes", "force_logical"])
-async def test_writes_go_on_while_shards_move(
+async def test_writes_continue_while_shards_move(
     services: list[Service], sql: psycopg.Connection, coordinator: str, mode: str
 ) -> None:
     if mode == "force_logical" and not commits_are_synchronous(sql):

@@ -61,7 +61,9 @@ def attack(folder: Path, address: str, *arguments: str) -> tuple[str, dict[str, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_document_tells_the_truth(tmp_path: Path, database_url: str, family: str) -> None:
+def test_service_matches_its_openapi_document(
+    tmp_path: Path, database_url: str, family: str
+) -> None:
     """All that it allows is accepted, all that it forbids is refused, all answers are as it says.
 
     And the other way round: every phase ran, and every operation was reached.

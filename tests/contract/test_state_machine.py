@@ -319,7 +319,7 @@ def program(tmp_path: Path, database_url: str) -> Iterator[Program]:
     assert not (tmp_path / "log").read_text()
 
 
-def test_service_does_what_a_dictionary_does(program: Program) -> None:
+def test_service_behaves_like_a_dictionary(program: Program) -> None:
     """Whatever the users do in turn."""
 
     class TasksThere(Tasks):

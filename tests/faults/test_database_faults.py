@@ -170,7 +170,7 @@ class Load:
         return set(self.acknowledged) - {row[0] for row in execute(url, "SELECT id FROM tasks")}
 
 
-async def test_terminated_idle_connections_are_not_noticed(
+async def test_clients_do_not_notice_terminated_idle_connections(
     service: Listening, sql: psycopg.Connection
 ) -> None:
     """Neither by a read nor by a write, and the write is carried out once."""
@@ -188,7 +188,7 @@ async def test_terminated_idle_connections_are_not_noticed(
     await assert_pool_is_whole(service, sql, 2)
 
 
-async def test_stopped_server_is_500_where_it_is_needed_and_nothing_elsewhere(
+async def test_stopped_server_fails_only_requests_that_need_it(
     own: OwnPostgres, own_url: str
 ) -> None:
     async with listening(own_url) as service:
@@ -236,7 +236,7 @@ async def assert_served_without_a_database(service: Listening) -> None:
         assert answer.status_code == expected, path
 
 
-async def test_restart_under_load_loses_nothing_and_is_over_with_the_restart(
+async def test_restart_under_load_keeps_every_acknowledged_task(
     own: OwnPostgres, own_url: str
 ) -> None:
     async with listening(own_url) as service:
@@ -265,7 +265,7 @@ async def test_crash_under_load_keeps_every_acknowledged_task(
     assert not load.lost(own_url)
 
 
-async def test_frozen_backend_costs_one_request_its_deadline_and_no_other(
+async def test_frozen_backend_fails_only_its_own_request(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     async with listening(database_url, pool_size=2, statement_timeout=0.3) as service:
@@ -288,7 +288,7 @@ async def test_frozen_backend_costs_one_request_its_deadline_and_no_other(
         await assert_pool_is_whole(service, sql, 2)
 
 
-async def test_creation_whose_answer_was_cut_off_is_stored_once_and_500(
+async def test_creation_without_a_reply_from_postgresql_is_stored_once(
     database_url: str, short_folder: Path, sql: psycopg.Connection
 ) -> None:
     """After COMMIT and before the reply nobody can know, so the service does not try again."""
@@ -306,7 +306,7 @@ async def test_creation_whose_answer_was_cut_off_is_stored_once_and_500(
         await service.create("alice", title="next")
 
 
-async def test_connections_that_are_reset_idle_are_replaced(
+async def test_pool_replaces_idle_connections_that_were_reset(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     async with Network(database_url) as network, listening(network.url) as service:
@@ -324,7 +324,7 @@ async def test_connections_that_are_reset_idle_are_replaced(
     assert execute(database_url, "SELECT count(*) FROM tasks") == [(2,)]
 
 
-async def test_connection_reset_in_flight_repeats_reads_alone(
+async def test_service_repeats_only_reads_after_a_reset(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     """A write may have been carried out: 500, and not a second time."""
@@ -342,7 +342,7 @@ async def test_connection_reset_in_flight_repeats_reads_alone(
         assert (await reading).status_code == 200
 
 
-async def test_one_byte_a_second_is_given_up_in_time(database_url: str) -> None:
+async def test_service_gives_up_in_time_on_one_byte_per_second(database_url: str) -> None:
     async with (
         Network(database_url) as network,
         listening(network.url, statement_timeout=0.2, pool_size=1) as service,
@@ -354,7 +354,7 @@ async def test_one_byte_a_second_is_given_up_in_time(database_url: str) -> None:
         assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
 
 
-async def test_database_that_wakes_up_slowly_is_waited_for(database_url: str) -> None:
+async def test_service_waits_for_a_database_that_wakes_up_slowly(database_url: str) -> None:
     """Neon takes the connection at once and answers when it is awake."""
     async with Network(database_url) as network, listening(network.url) as service:
         network.cut()
@@ -371,7 +371,9 @@ async def test_database_that_wakes_up_slowly_is_waited_for(database_url: str) ->
         assert {answer.status_code for answer in await asyncio.gather(*asking)} == {200}
 
 
-async def test_database_that_never_wakes_up_is_given_up_in_time(database_url: str) -> None:
+async def test_service_gives_up_in_time_on_a_database_that_never_wakes_up(
+    database_url: str,
+) -> None:
     """A connection that had no answer in time is not tried again: the client has waited enough."""
     async with (
         Network(database_url) as network,
@@ -392,7 +394,7 @@ async def test_database_that_never_wakes_up_is_given_up_in_time(database_url: st
         assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
 
 
-async def test_name_that_does_not_resolve_is_500_and_in_no_log() -> None:
+async def test_unresolvable_host_gets_500_and_is_not_logged() -> None:
     with capture_logs() as logs:
         async with listening("postgresql://u:hunter2@nowhere.invalid/x") as service:
             answers = await asyncio.gather(
@@ -408,7 +410,7 @@ async def test_name_that_does_not_resolve_is_500_and_in_no_log() -> None:
         assert secret not in json.dumps(logs)
 
 
-async def test_login_without_a_free_connection_recovers_with_one(
+async def test_service_recovers_when_its_login_may_connect_again(
     guest: str, sql: psycopg.Connection
 ) -> None:
     async with listening(guest, pool_size=4) as service:
@@ -442,7 +444,7 @@ CREATE TRIGGER full_disk AFTER INSERT OR UPDATE OR DELETE ON tasks
 """Stands in for a disk that is full: the same SQLSTATE, from the same statements."""
 
 
-async def test_full_disk_refuses_writes_and_goes_on_reading(
+async def test_service_refuses_writes_but_reads_on_a_full_disk(
     service: Listening, sql: psycopg.Connection
 ) -> None:
     task = await service.create("alice")
@@ -467,7 +469,7 @@ def every_write(service: Listening, task: dict[str, Any]) -> list[Any]:
     ]
 
 
-async def test_read_only_database_refuses_writes_and_goes_on_reading(
+async def test_service_refuses_writes_but_reads_on_a_read_only_database(
     service: Listening, sql: psycopg.Connection
 ) -> None:
     task = await service.create("alice")
@@ -484,7 +486,7 @@ async def test_read_only_database_refuses_writes_and_goes_on_reading(
 
 
 @pytest.mark.parametrize("limits", [(5.0, 0.3), (0.3, 5.0)], ids=["lock", "statement"])
-async def test_timeout_is_503_for_one_row_and_the_connection_is_used_again(
+async def test_timeout_gets_503_and_keeps_the_connection(
     database_url: str, sql: psycopg.Connection, limits: tuple[float, float]
 ) -> None:
     statement, lock = limits
@@ -515,7 +517,7 @@ CREATE TRIGGER slow BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION slow()
 """
 
 
-async def test_two_hundred_clients_of_two_connections_are_all_answered(
+async def test_service_answers_two_hundred_clients_with_two_connections(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     """Created, or refused before anything was done: what is stored is what was acknowledged."""
@@ -536,7 +538,7 @@ async def test_two_hundred_clients_of_two_connections_are_all_answered(
         await assert_pool_is_whole(service, sql, 2)
 
 
-async def test_deadlock_is_tried_again_or_503_and_never_half_written(
+async def test_service_repeats_a_deadlock_victim_or_answers_503(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     """An administrator takes the rows of an erasure in the other order, and is no victim."""
@@ -598,7 +600,7 @@ def refuses(url: str) -> bool:
     return True
 
 
-async def test_wrong_password_is_said_at_start_and_survived_while_running(
+async def test_wrong_password_stops_the_start_but_not_a_running_service(
     own: OwnPostgres, own_url: str
 ) -> None:
     execute(own.url, "CREATE ROLE guarded LOGIN PASSWORD 'opensesame' IN ROLE todo_member")
@@ -624,7 +626,7 @@ async def test_wrong_password_is_said_at_start_and_survived_while_running(
         assert secret not in f"{logs} {refused.value}"
 
 
-async def test_older_schema_is_refused_at_start(database_url: str) -> None:
+async def test_service_does_not_start_on_an_older_schema(database_url: str) -> None:
     downgrade(database_url)
     with pytest.raises(StartupError, match="run `todo-api migrate`"):
         await server.check(settings(), database_url)
@@ -637,7 +639,7 @@ def downgrade(url: str) -> None:
         command.downgrade(migrations.configuration(connection), "-1")
 
 
-async def test_newer_schema_is_served(database_url: str, sql: psycopg.Connection) -> None:
+async def test_service_runs_on_a_newer_schema(database_url: str, sql: psycopg.Connection) -> None:
     """As during a rolling update: what is new to us has a default, or may be null."""
     async with listening(database_url) as service:
         before = await service.create("alice")
@@ -666,9 +668,7 @@ Harm = Callable[[str], None]
     [lambda url: execute(url, "DROP TABLE tasks CASCADE"), downgrade],
     ids=["missing", "older"],
 )
-async def test_schema_that_went_away_while_running_is_not_ready(
-    database_url: str, harm: Harm
-) -> None:
+async def test_service_is_not_ready_after_its_schema_is_gone(database_url: str, harm: Harm) -> None:
     async with listening(database_url) as service:
         await service.create("alice")
         assert (await service.request("GET", "/readyz")).status_code == 200
@@ -684,7 +684,7 @@ async def test_schema_that_went_away_while_running_is_not_ready(
         assert (await service.request("GET", "/livez")).status_code == 200
 
 
-async def test_database_that_comes_without_its_schema_is_not_ready_before_it_has_it(
+async def test_service_is_not_ready_until_a_new_database_is_migrated(
     own: OwnPostgres,
 ) -> None:
     """The service started while there was no database at all."""

@@ -63,7 +63,7 @@ def unread_list(program: Program) -> socket.socket:
     return client
 
 
-def test_large_list_comes_whole_and_memory_stays_flat(program: Program) -> None:
+def test_large_list_arrives_complete_with_little_memory(program: Program) -> None:
     with program.client(token("alice")) as alice:
         assert alice.get("/api/tasks/1").status_code == 200
         before = peak(program)
@@ -76,7 +76,7 @@ def test_large_list_comes_whole_and_memory_stays_flat(program: Program) -> None:
     assert peak(program) - before < MEMORY_BYTES
 
 
-def test_reader_that_stalls_leaves_memory_and_a_connection(program: Program) -> None:
+def test_stalled_reader_leaves_memory_and_a_connection_for_others(program: Program) -> None:
     """The second large list at once is refused where the pool has two connections."""
     with program.client(token("bob")) as bob:
         assert bob.post("/api/tasks", json={"title": "x"}).status_code == 201
@@ -104,7 +104,7 @@ def read_end(client: socket.socket) -> bytes:
     return end
 
 
-def test_reader_that_leaves_gives_its_connection_back(program: Program) -> None:
+def test_reader_that_disconnects_releases_its_connection(program: Program) -> None:
     for _ in range(5):
         unread_list(program).close()
         with program.client(token("alice")) as alice:  # refused while the one before counts
@@ -112,7 +112,7 @@ def test_reader_that_leaves_gives_its_connection_back(program: Program) -> None:
                 pass
 
 
-def test_list_that_breaks_off_is_not_taken_for_a_whole_one(
+def test_client_can_detect_an_incomplete_list(
     program: Program, sql: psycopg.Connection, tmp_path: Path
 ) -> None:
     with closing(unread_list(program)) as client:

@@ -113,7 +113,7 @@ def assert_sessions_are_clean(url: str, size: int) -> None:
         pytest.param(True, 2, id="with", marks=follows_prepared_statements),
     ],
 )
-async def test_users_that_share_two_sessions_see_their_own_tasks_alone(
+async def test_users_that_share_two_sessions_see_only_their_own_tasks(
     database_url: str,
     short_folder: Path,
     sql: psycopg.Connection,
@@ -142,7 +142,7 @@ async def test_users_that_share_two_sessions_see_their_own_tasks_alone(
         pytest.param({"query_wait_timeout": 1}, id="longer than the pooler lets a client wait"),
     ],
 )
-async def test_pooler_that_pauses_is_answered_in_time_and_then_forgotten(
+async def test_service_answers_in_time_during_a_pause_and_recovers(
     database_url: str, short_folder: Path, owned: dict[str, list[int]], values: dict[str, float]
 ) -> None:
     wait = int(values.pop("query_wait_timeout", 120))
@@ -183,7 +183,7 @@ async def until_answered(service: Listening) -> None:
     raise AssertionError("the service has not recovered")
 
 
-async def test_statements_prepared_by_mistake_mix_nobodys_tasks(
+async def test_wrongly_prepared_statements_do_not_mix_users_tasks(
     database_url: str,
     short_folder: Path,
     sql: psycopg.Connection,

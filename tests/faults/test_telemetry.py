@@ -136,7 +136,7 @@ SENT = (
 )
 
 
-def test_every_request_is_a_span_that_is_named_by_its_route(
+def test_every_request_sends_a_span_named_by_its_route(
     tmp_path: Path, database_url: str, collector: Collector
 ) -> None:
     with traced(tmp_path, database_url, collector.url) as (program, client):
@@ -169,7 +169,7 @@ def test_every_request_is_a_span_that_is_named_by_its_route(
     assert (tmp_path / "log").read_text() == ""
 
 
-def test_trace_of_the_caller_is_continued(
+def test_service_continues_the_trace_of_the_caller(
     tmp_path: Path, database_url: str, collector: Collector
 ) -> None:
     with traced(tmp_path, database_url, collector.url) as (_, client):
@@ -215,11 +215,13 @@ def assert_nothing_private(folder: Path, url: str, ask: Callable[[httpx2.Client]
         assert secret not in arrived, secret
 
 
-def test_neither_token_nor_body_nor_header_is_sent(tmp_path: Path, database_url: str) -> None:
+def test_telemetry_contains_neither_token_nor_body_nor_header(
+    tmp_path: Path, database_url: str
+) -> None:
     assert_nothing_private(tmp_path, database_url, private_requests)
 
 
-def test_user_in_the_path_is_not_sent(tmp_path: Path, database_url: str) -> None:
+def test_telemetry_does_not_contain_the_user_in_the_path(tmp_path: Path, database_url: str) -> None:
     def ask(client: httpx2.Client) -> None:
         client.get(f"/api/{MARK}/tasks", headers=bearer(MARK))
         client.get(f"/api/{MARK}/tasks/1", headers=bearer("bob"))
@@ -229,7 +231,7 @@ def test_user_in_the_path_is_not_sent(tmp_path: Path, database_url: str) -> None
     assert_nothing_private(tmp_path, database_url, ask)
 
 
-def test_query_is_not_sent(tmp_path: Path, database_url: str) -> None:
+def test_telemetry_does_not_contain_the_query(tmp_path: Path, database_url: str) -> None:
     """A client that is wrong about where the token goes puts it there."""
 
     def ask(client: httpx2.Client) -> None:
@@ -252,14 +254,14 @@ def process(address: str) -> str:
         connection.close()
 
 
-def test_every_worker_sends(tmp_path: Path, database_url: str, collector: Collector) -> None:
+def test_every_worker_sends_spans(tmp_path: Path, database_url: str, collector: Collector) -> None:
     with traced(tmp_path, database_url, collector.url, "--workers", "2") as (program, _):
         wait_for(lambda: len(processes(program)) == 2)
         assert program.stop() == 0
     assert len({attributes(each)["service.instance.id"] for each in collector.resources}) == 2
 
 
-def test_off_by_default_whatever_the_variables_say(
+def test_telemetry_is_off_by_default_despite_other_variables(
     tmp_path: Path, database_url: str, collector: Collector
 ) -> None:
     variables = {"OPENTELEMETRY": "", "FASTAPI_OTEL_AUTO_CONFIGURE": "true"}
@@ -278,7 +280,9 @@ def stop(program: Program) -> float:
     return time.monotonic() - started
 
 
-def test_collector_that_says_nothing_holds_nothing_up(tmp_path: Path, database_url: str) -> None:
+def test_silent_collector_delays_neither_requests_nor_shutdown(
+    tmp_path: Path, database_url: str
+) -> None:
     """Neither requests nor the end."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -311,7 +315,7 @@ sys.meta_path[:] = [Without]
 """
 
 
-def test_missing_extra_is_said_in_one_line(tmp_path: Path, database_url: str) -> None:
+def test_service_reports_a_missing_extra_in_one_line(tmp_path: Path, database_url: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     variables = {**KEYS, "DATABASE_URL": database_url, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}
     ended = subprocess.run(
@@ -328,7 +332,7 @@ def test_missing_extra_is_said_in_one_line(tmp_path: Path, database_url: str) ->
     assert ended.stdout == ""
 
 
-def test_without_the_extra_the_rest_works(tmp_path: Path, database_url: str) -> None:
+def test_service_runs_without_the_extra(tmp_path: Path, database_url: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     variables = {**KEYS, "DATABASE_URL": database_url, "PYTHONPATH": str(tmp_path)}
     with serving(tmp_path, **variables) as program:
