@@ -1,4 +1,4 @@
-"""Leaving: all of a user is erased, and a token from before cannot bring him back."""
+"""Erasure: all data of a user is deleted, and older tokens cannot bring it back."""
 
 import asyncio
 import time
@@ -94,7 +94,7 @@ async def test_token_from_after_the_erasure_starts_a_new_account(
     old = bearer("alice", iat=int(time.time()) - 60)
     kept = await service.request("DELETE", "/api/account", headers=old)
     assert kept.status_code == 204
-    assert len(everything(sql)["tasks"]) == 1, "an old token erased what came after it"
+    assert len(everything(sql)["tasks"]) == 1, "an old token erased tasks that are newer than it"
 
 
 async def test_erasure_voids_tokens_issued_up_to_ten_seconds_later(
@@ -113,7 +113,7 @@ async def test_erasure_voids_tokens_issued_up_to_ten_seconds_later(
 async def test_erasure_keeps_void_tokens_void_after_the_clock_was_set_back(
     service: Service, sql: psycopg.Connection
 ) -> None:
-    """A statement that erases finds a mark that is later than the clock."""
+    """The erasing statement finds an older mark with a time in the future."""
     await service.request("DELETE", "/api/account", "alice")
     await service.request("DELETE", "/api/account", "bob")
     sql.execute("UPDATE erasures SET erased_at = now() + interval '1 hour'")
@@ -151,7 +151,7 @@ async def test_user_cannot_erase_another_account(service: Service, sql: psycopg.
 async def test_erasure_waits_for_a_running_write_and_deletes_its_task(
     service: Service, sql: psycopg.Connection, database_url: str
 ) -> None:
-    """The first write of a user is under way; somebody holds it up; then he leaves."""
+    """A lock delays the first write of a user, and then they erase their account."""
     with psycopg.connect(database_url) as holder:
         holder.execute("LOCK TABLE tasks IN SHARE MODE")
         write = asyncio.create_task(

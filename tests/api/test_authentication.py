@@ -1,4 +1,4 @@
-"""Everything that must not get in, over HTTP: refused alike, and without the database."""
+"""Invalid credentials over HTTP: all get the same 401, without a database query."""
 
 import json
 import time
@@ -35,7 +35,7 @@ async def publisher() -> AsyncIterator[Publisher]:
 async def both(
     database_url: str, short_folder: Path, publisher: Publisher
 ) -> AsyncIterator[Service]:
-    """The service with a shared secret and published keys."""
+    """The service with a shared secret and with published keys."""
     async with running_service(
         database_url, short_folder, better_auth_url=publisher.url
     ) as service:
@@ -51,7 +51,7 @@ async def ask(service: Service, credentials: str, verb: str = "GET") -> Any:
 
 
 async def refused(service: Service, credentials: str) -> None:
-    """See credentials refused on a read and on a write, like all others, without the database."""
+    """Check that a read and a write with these credentials get the usual 401, without a query."""
     for verb in ("GET", "POST"):
         answer = await ask(service, credentials, verb)
         assert answer.status_code == 401, credentials[:200]
@@ -66,7 +66,7 @@ def segment(value: Any) -> str:
 
 
 def hmac(publisher: Publisher, secret: str | bytes, **header: Any) -> str:
-    """Return a token for alice, HS256 with a secret of the attacker's choice."""
+    """Return an HS256 token for alice, signed with a secret of the attacker."""
     algorithm = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256)
     now = int(time.time())
     claims = {"sub": "alice", "exp": now + 60, "iss": publisher.url, "aud": publisher.url}
@@ -82,7 +82,7 @@ def asymmetric(publisher: Publisher, key: Any, algorithm: str, **header: Any) ->
 
 
 def each(name: str, values: Iterable[Any], forge: Callable[[Publisher, Any], str]) -> Any:
-    """Name one forgery for each value."""
+    """Return one named forgery per value."""
 
     def of(value: Any) -> Callable[[Publisher], str]:
         return lambda publisher: forge(publisher, value)
@@ -91,7 +91,7 @@ def each(name: str, values: Iterable[Any], forge: Callable[[Publisher, Any], str
 
 
 def with_header(publisher: Publisher, value: Any) -> str:
-    """Return a good token whose header says something else."""
+    """Return a valid token with another header."""
     return ".".join([segment(value), *publisher.token("alice").split(".")[1:]])
 
 
@@ -102,7 +102,7 @@ def with_subject(publisher: Publisher, value: Any) -> str:
 
 
 def raw(publisher: Publisher, header: Any = None, payload: Any = None) -> str:
-    """Sign any header and any payload, bytes included, with the published key."""
+    """Sign any header and payload with the published key. Both may be bytes."""
     now = int(time.time())
     claims = {"sub": "alice", "exp": now + 60, "iss": publisher.url, "aud": publisher.url}
     first = {"alg": "EdDSA", "kid": "first"} if header is None else header
@@ -117,14 +117,14 @@ def with_claim(publisher: Publisher, name: str, value: Any) -> str:
 
 
 def doubled(publisher: Publisher) -> bytes:
-    """A payload with two subjects."""
+    """Return a payload with two subjects."""
     now = int(time.time())
     claims = {"sub": "bob", "exp": now + 60, "iss": publisher.url, "aud": publisher.url}
     return b'{"sub": "alice", ' + json.dumps(claims).encode()[1:]
 
 
 def malleable(publisher: Publisher) -> str:
-    """A signature whose S is increased by the order of the group (RFC 8032, section 8.4)."""
+    """Return a token whose signature has S plus the group order (RFC 8032, section 8.4)."""
     order = 2**252 + 27742317777372353535851937790883648493
     head, _, signature = publisher.token("alice").rpartition(".")
     decoded = urlsafe_b64decode(signature + "==")
@@ -249,7 +249,7 @@ async def test_service_refuses_every_forgery(
             fetched = publisher.requests
             await refused(both, forge(publisher))
             assert publisher.requests <= fetched + 1
-            assert publisher.others == 0, "an address of the token's was fetched"
+            assert publisher.others == 0, "the service fetched an address from the token"
             assert (await ask(both, publisher.token("alice"))).status_code == 200
 
 

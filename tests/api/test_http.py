@@ -1,4 +1,4 @@
-"""What every response has in common, and what HTTP asks for beside the operations."""
+"""Properties of all responses, and the parts of HTTP that no single operation owns."""
 
 import json
 from itertools import product
@@ -61,7 +61,7 @@ async def test_unknown_path_gets_404_before_authentication(
 
 
 async def test_path_that_fits_both_families_is_token_scoped(service: Service) -> None:
-    """`/api/tasks/tasks` is the task with the id `tasks`, whatever the verb."""
+    """`/api/tasks/tasks` is the task with the id `tasks`, with any method."""
     response = await service.request("GET", "/api/tasks/tasks", "tasks")
     assert (response.status_code, response.json()["error"]) == (400, "Invalid task ID")
     post = await service.request("POST", "/api/tasks/tasks", "tasks", json={"title": "x"})
@@ -98,7 +98,7 @@ async def test_health_check_needs_neither_token_nor_query(
 
 
 async def test_errors_come_in_a_fixed_order(service: Service) -> None:
-    """401 before 403 before 400, 413 and 415 before 404."""
+    """401 comes first, then 403, then 400, 413 and 415, then 404."""
     bad: dict[str, Any] = {"content": b"{", "headers": {"Content-Type": "text/plain"}}
     assert (await service.request("POST", "/api/alice/tasks", **bad)).status_code == 401
     assert (await service.request("POST", "/api/alice/tasks", "bob", **bad)).status_code == 403

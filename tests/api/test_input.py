@@ -1,4 +1,4 @@
-"""What a body may be: strict where a lenient parser loses meaning."""
+"""Validation of bodies. Ambiguous JSON is refused."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ MAXIMUM = 131_072
 
 
 async def put_and_post(service: Service, body: bytes, headers: dict[str, str] | None = None) -> Any:
-    """Send a body to both routes that take one, and see it refused alike and without effect."""
+    """Send a wrong body with POST and PUT. Check that both have one status and change nothing."""
     task = await service.create("alice")
     before = (await service.request("GET", "/api/tasks", "alice")).json()
     post = await service.request(
@@ -77,7 +77,7 @@ async def test_service_refuses_a_body_that_is_not_an_object(service: Service, bo
 
 
 def some(*values: Any) -> tuple[Any, ...]:
-    """Values of any type."""
+    """Return values of any type as a tuple."""
     return values
 
 

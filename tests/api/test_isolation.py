@@ -1,4 +1,4 @@
-"""Every user sees their own tasks and nothing else, ever."""
+"""Every user sees only their own tasks."""
 
 import re
 from dataclasses import replace
@@ -26,7 +26,7 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("PATCH", "/tasks/{id}/complete"): {"completed": True},
     ("DELETE", "/account"): None,
 }
-"""Each operation and a body that it would accept."""
+"""Each operation, with a body that it accepts."""
 
 TWO_USER_CASES = [
     (verb, prefix + path, body)
@@ -59,7 +59,7 @@ def test_every_route_is_public_or_has_a_two_user_case() -> None:
 async def test_user_gets_404_for_another_users_task(
     service: Service, sql: psycopg.Connection, verb: str, path: str, body: dict[str, Any] | None
 ) -> None:
-    """As mallory, with alice's task id: the same bytes as for an id that was never used."""
+    """For alice's task id, mallory gets the same bytes as for an unused id."""
     alices = await service.create("alice", title="secret")
     before = checksum(sql, "alice")
     answers = []
@@ -82,7 +82,7 @@ async def test_user_gets_404_for_another_users_task(
 async def test_user_gets_403_for_another_users_path(
     service: Service, sql: psycopg.Connection, verb: str, path: str, body: dict[str, Any] | None
 ) -> None:
-    """Before the database and before the body: mallory learns nothing."""
+    """The 403 comes before the database and before the body, so mallory learns nothing."""
     alices = await service.create("alice")
     before = checksum(sql, "alice")
     alices_path = path.format(user_id="alice", id=alices["id"])
@@ -141,7 +141,7 @@ OWNER_PREDICATE = re.compile(
 
 
 def without_owner_predicate(statement: Statement) -> Statement:
-    """Forget the first lock: the statement that a careless change would leave."""
+    """Return a statement without the owner in its WHERE, as after a careless change."""
     sql = OWNER_PREDICATE.sub(
         lambda found: (found[1] or found[2] + b"::bytea") + b" IS NOT NULL", statement.sql
     )
@@ -149,11 +149,11 @@ def without_owner_predicate(statement: Statement) -> Statement:
 
 
 class CarelessStatements:
-    """The module `statements`, except that its statements do not name the owner."""
+    """The module `statements`, but its statements do not name the owner."""
 
     def __init__(self) -> None:
         self.stripped: list[bool] = []
-        """Whether each statement named the owner before."""
+        """For each statement, True if the owner was removed from it."""
 
     def __getattr__(self, name: str) -> Any:
         make = getattr(statements, name)
@@ -181,7 +181,7 @@ async def test_row_security_protects_tasks_if_a_statement_forgets_the_owner(
     body: dict[str, Any] | None,
     row_security: bool,
 ) -> None:
-    """With the second lock nothing leaks; without it the same statement does."""
+    """The same statement leaks rows only if row security is off."""
     careless = CarelessStatements()
     async with running_service(database_url, short_folder, row_security=row_security) as service:
         alices = await service.create("alice", title="secret")
@@ -217,7 +217,7 @@ async def test_row_security_protects_tombstones_if_an_erasure_forgets_the_owner(
 
 
 async def test_every_statement_names_the_owner() -> None:
-    """Once for each table that it reads or changes by owner; an INSERT has the owner as value."""
+    """Once for each table that it reads or changes by owner. An INSERT has the owner as a value."""
     writes = {
         statements.add_task(): 1,
         statements.toggle_task(): 2,

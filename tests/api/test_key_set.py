@@ -1,4 +1,4 @@
-"""Published keys: rotation, outage and hostile answers, seen from outside."""
+"""Published keys: rotation, outages and hostile answers, tested over HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ async def publisher() -> AsyncIterator[Publisher]:
 async def published(
     database_url: str, short_folder: Path, publisher: Publisher
 ) -> AsyncIterator[Service]:
-    """The service with published keys alone."""
+    """The service with published keys only."""
     keys = {"better_auth_url": publisher.url, "better_auth_secret": None}
     async with running_service(database_url, short_folder, **keys, max_in_flight=1000) as service:
         yield service
@@ -111,7 +111,7 @@ async def test_service_keeps_the_last_good_keys_during_an_outage(
         assert await status(published, publisher.token("bob")) == 200, mode
     await publisher.stop()
     assert await status(published, publisher.token("carol")) == 200
-    assert publisher.others == 0, "a redirect was followed"
+    assert publisher.others == 0, "the service followed a redirect"
     await publisher.start()
 
 
@@ -143,7 +143,7 @@ async def test_set_without_a_trusted_key_withdraws_all_keys(
 async def test_service_repeats_a_failed_fetch_without_a_request(
     database_url: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the failure is: the keeper must not end."""
+    """The background task must survive any error."""
     monkeypatch.setattr(key_set, "RETRY_SECONDS", 0.01)
 
     async def fail(_: str) -> None:
@@ -202,7 +202,7 @@ async def test_service_fetches_local_keys_without_the_proxy(
 async def test_withdrawn_key_stops_working_at_the_next_refresh(
     database_url: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also for tokens whose signature was remembered. Every five minutes in production."""
+    """This includes tokens with a cached signature. Production refreshes every five minutes."""
     assert key_set.REFRESH_SECONDS + key_set.MAXIMUM_SECONDS < 600
     monkeypatch.setattr(key_set, "REFRESH_SECONDS", 0.05)
     async with (

@@ -1,4 +1,4 @@
-"""Filtering and sorting a list."""
+"""Filters and sorts of a list."""
 
 from collections.abc import Callable
 from itertools import product
@@ -22,7 +22,7 @@ SORTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
 
 
 def expected(tasks: list[dict[str, Any]], status: str, sort: str, order: str | None) -> list[int]:
-    """Return the ids in the order that the contract describes."""
+    """Return the ids in the order of the contract."""
     default, key = SORTS[sort]
     wanted = {"pending": "incomplete", "completed": "complete"}.get(status, status)
     chosen = [task for task in tasks if wanted in {"all", task["status"]}]
@@ -36,7 +36,7 @@ def expected(tasks: list[dict[str, Any]], status: str, sort: str, order: str | N
 
 @pytest.fixture
 async def tasks(service: Service, sql: psycopg.Connection) -> list[dict[str, Any]]:
-    """Tasks with ties and gaps in every key, and another user's between them."""
+    """Tasks with ties and nulls in the sort keys, and another user's tasks between them."""
     made = []
     values = product(
         ["b", "A", "ä"], [None, "low", "high", "medium"], [None, "2026-05-01", "1999-01-01"]

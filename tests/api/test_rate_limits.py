@@ -1,4 +1,4 @@
-"""How often a user may ask, and how often an address may be wrong."""
+"""Rate limits: requests of a user, and refused tokens from an address."""
 
 import asyncio
 import math
@@ -30,11 +30,11 @@ from todo_api.settings import Settings
 
 REFUSED = {"error": "Too many requests"}
 EVEN = [1, 2, 3, 4, 5, 6, 8, 10, 50, 60, 100, 600, 1000]
-"""Quotas whose step is whole milliseconds, so that the model below is exact."""
+"""Quotas with a step of whole milliseconds, so that the model below is exact."""
 
 
 class Clock:
-    """A clock in whole milliseconds that stands still until it is told to go on."""
+    """A clock in whole milliseconds that moves only when a test moves it."""
 
     def __init__(self, milliseconds: int = 12_345_678) -> None:
         self.milliseconds = milliseconds
@@ -98,7 +98,7 @@ def test_key_does_not_affect_another_key() -> None:
 
 
 class Model:
-    """A token bucket in the plain way, in units of a millisecond's refill."""
+    """A simple token bucket. Its unit is the refill of one millisecond."""
 
     def __init__(self, quota: int) -> None:
         self._step = 60_000 // quota
@@ -151,7 +151,7 @@ def test_many_keys_need_little_memory_and_time() -> None:
 def test_limiter_forgets_the_least_recently_used_key_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limits, "MAXIMUM_KEYS", 3)
     buckets = Buckets(1, Clock())
-    for key in "abcad":  # `a` was refused in between, and is known to be there
+    for key in "abcad":  # the refused second `a` makes it the most recently used
         buckets.take(key)
     assert buckets.take("a")[1] > 0
     assert buckets.take("b")[1] == 0
@@ -167,7 +167,7 @@ def test_limiter_forgets_full_buckets() -> None:
     assert len(buckets._full_at) == 1
 
 
-# A user's requests, in the memory of one process
+# A user's requests, counted in the memory of one process
 
 
 @asynccontextmanager
@@ -178,14 +178,14 @@ async def limited(url: str, folder: Path, **values: Any) -> AsyncIterator[Servic
 
 @pytest.fixture
 async def service(database_url: str, short_folder: Path) -> AsyncIterator[Service]:
-    """The service, for three requests of a user and two mistakes of an address."""
+    """The service, with three requests per user and two refused tokens per address."""
     values = {"rate_limit": 3, "rate_limit_failures": 2}
     async with running_service(database_url, short_folder, **values) as running:
         yield running
 
 
 def left(answer: httpx2.Response) -> int:
-    """Return how many are left, of an answer whose fields are in order."""
+    """Check the rate limit headers of an answer, and return the remaining quota."""
     assert answer.headers["ratelimit-policy"] == '"minute";q=3;w=60'
     found = re.fullmatch(r'"minute";r=(\d+);t=(\d+)', answer.headers["ratelimit"])
     assert found is not None
@@ -306,7 +306,7 @@ async def test_address_gets_429_after_too_many_bad_tokens(service: Service) -> N
 
 
 async def test_429_does_not_depend_on_the_token(service: Service) -> None:
-    """Whatever is wrong with it, the answers are the same."""
+    """All wrong tokens get the same answer."""
     bad = {"Authorization": "Bearer nonsense"}
     for _ in range(2):
         await service.request("GET", "/api/tasks", headers=bad)
@@ -320,7 +320,7 @@ async def test_429_does_not_depend_on_the_token(service: Service) -> None:
 
 
 def fails(limits: RateLimits, address: str) -> bool:
-    """Tell whether another mistake of this address is one too many."""
+    """Return whether one more refused token from this address gets 429."""
     try:
         limits.count_failure(address)
     except TooManyRequests:
@@ -337,7 +337,7 @@ def fails(limits: RateLimits, address: str) -> bool:
         ("2001:db8::1", "2001:DB8:0::2", True),
         ("2001:db8::1", "2001:db8:0:1::1", False),
         ("fe80::1%eth0", "fe80::2%eth0", True),
-        # How a listener on :: sees IPv4: all of it would be one subscriber.
+        # A listener on :: sees IPv4 in this form. The /64 rule would make all of it one subscriber.
         ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
         ("::ffff:192.0.2.1", "192.0.2.1", True),
         ("unknown", "unknown", True),
@@ -357,7 +357,7 @@ def test_limiter_does_not_limit_requests_without_an_address() -> None:
 
 
 async def statuses(service: Listening, *forwarded: str) -> list[int]:
-    """Send a bad token for each value of X-Forwarded-For."""
+    """Send a bad token with each value of X-Forwarded-For, and return the statuses."""
     answers = []
     for value in forwarded:
         headers = {"Authorization": "Bearer nonsense", "X-Forwarded-For": value}
@@ -381,7 +381,7 @@ async def test_trusted_proxy_can_name_the_client_address(
     values = {"rate_limit_failures": 1, "trusted_proxies": proxies}
     async with listening(database_url, **values) as service:
         assert await statuses(service, "192.0.2.1", "192.0.2.2", "192.0.2.1") == [401, 401, 429]
-        # What the client wrote itself is on the left of what the proxy added.
+        # The client's own value is on the left, and the proxy adds the address on the right.
         forged = [f"198.51.100.{number}, 192.0.2.3" for number in range(3)]
         assert await statuses(service, *forged) == [401, 429, 429]
         assert await statuses(service, "2001:db8::1", "2001:db8::2") == [401, 429]
@@ -409,7 +409,7 @@ QUOTA = 50
 
 @pytest.fixture(params=[True, False], ids=["row_security", "no_row_security"])
 def shared(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What makes PostgreSQL count, for fifty requests."""
+    """Settings with which PostgreSQL counts, for fifty requests."""
     return {
         "rate_limit": QUOTA,
         "rate_limit_store": "postgresql",
@@ -436,7 +436,7 @@ async def test_quota_is_exact_across_processes(
     sql: psycopg.Connection,
     requests: list[tuple[str, str, Any]],
 ) -> None:
-    """Of two hundred at once fifty pass, and what has come back meanwhile."""
+    """Of two hundred concurrent requests, fifty pass, plus those refilled meanwhile."""
     async with (
         listening(database_url, **shared) as first,
         listening(database_url, **shared) as second,
@@ -492,7 +492,7 @@ async def test_shared_quota_does_not_add_a_round_trip(
 async def test_write_that_finds_nothing_counts_once(
     database_url: str, short_folder: Path, shared: dict[str, Any]
 ) -> None:
-    """It asks the database a second time, why."""
+    """The service asks the database a second time for the reason."""
     async with limited(database_url, short_folder, **{**shared, "rate_limit": 3}) as service:
         answers = [await service.request("DELETE", "/api/tasks/1", "alice") for _ in range(4)]
     assert [answer.status_code for answer in answers] == [404, 404, 404, 429]
@@ -539,7 +539,7 @@ async def test_locked_bucket_does_not_delay_other_users(
 
 @pytest.fixture
 def _little_buffered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a socket of the server hold little of what is not read."""
+    """Give the server's sockets a small send buffer."""
     listener = server.listener
 
     def small(given: Settings) -> Any:
@@ -552,7 +552,7 @@ def _little_buffered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def long_list(sql: psycopg.Connection) -> str:
-    """A user whose list takes several batches."""
+    """A user with a list of several batches."""
     sql.execute("INSERT INTO users (id, version) VALUES ('alice', 1)")
     sql.execute(
         "INSERT INTO tasks (user_id, title, description, version)"
@@ -565,7 +565,7 @@ def long_list(sql: psycopg.Connection) -> str:
 async def test_slow_reader_of_a_list_does_not_delay_other_requests(
     shared: dict[str, Any], database_url: str, long_list: str
 ) -> None:
-    """Not the user himself, and not others through connections that wait for him."""
+    """Neither the user's own requests nor those of others wait for the slow reader."""
     values = {**shared, "lock_timeout": 3, "pool_timeout": 0.5, "pool_size": 4}
     async with listening(database_url, **values) as service:
         with closing(await unread_list(service, long_list)):
@@ -577,7 +577,7 @@ async def test_slow_reader_of_a_list_does_not_delay_other_requests(
 
 
 async def unread_list(service: Listening, user: str) -> socket.socket:
-    """Ask for a list and read nothing but the first line of the answer."""
+    """Request a list, and read only the first line of the answer."""
     loop = asyncio.get_running_loop()
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -593,7 +593,7 @@ async def unread_list(service: Listening, user: str) -> socket.socket:
 async def test_shared_quota_recovers_after_the_clock_was_ahead(
     shared: dict[str, Any], database_url: str, sql: psycopg.Connection
 ) -> None:
-    """No bucket takes two minutes to fill up: one that seems to is from before it was set back."""
+    """`full_at` is more than a minute ahead only if the clock was set back."""
     async with listening(database_url, **{**shared, "rate_limit": 60}) as service:
         await service.create("alice")
         sql.execute("UPDATE rate_limits SET full_at = full_at + interval '1 day'")

@@ -1,4 +1,4 @@
-"""The six operations, in both families of paths."""
+"""The six operations on tasks, in both families of paths."""
 
 from datetime import datetime
 from itertools import product

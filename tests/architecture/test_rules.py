@@ -1,4 +1,4 @@
-"""The rules of the design, as tests: what is only written down drifts."""
+"""The rules of the design as tests, because code drifts from rules without tests."""
 
 import ast
 import re
@@ -41,7 +41,7 @@ LAYERS: dict[str, set[str]] = {
         "errors",
     },
 }
-"""What each part may import of ours, beside itself."""
+"""The parts of our code that each part may import, besides itself."""
 
 
 def part(module: Path) -> str:
@@ -49,7 +49,7 @@ def part(module: Path) -> str:
 
 
 def imports(module: Path) -> set[str]:
-    """Return every module that a file imports, wherever in the file."""
+    """Return every module that a file imports, anywhere in the file."""
     found = set()
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
@@ -83,7 +83,7 @@ SQL = re.compile(r"\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|set_config)\b")
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_only_statements_and_database_contain_sql(module: Path) -> None:
-    """Statements on tables in `tasks/statements.py` and migrations; locks and pings in database."""
+    """`tasks/statements.py` and migrations have SQL on tables. `database` has locks and pings."""
     if part(module) == "database" or module.name == "statements.py":
         return
     for node in ast.walk(ast.parse(module.read_text())):
@@ -113,8 +113,8 @@ def test_every_api_route_is_private() -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_only_settings_reads_the_environment(module: Path) -> None:
-    """Nothing but settings reads the environment, and nothing at import."""
-    # The one way to tell the libraries for Prometheus and OpenTelemetry something is to set it.
+    """Only `settings` reads the environment, and not at import."""
+    # Setting a variable is allowed, because Prometheus and OpenTelemetry have no other interface.
     text = re.sub(r"os\.environ(\[.*\] = |\.setdefault\()", "", module.read_text())
     assert "os.environ" not in text
     assert "getenv" not in text

@@ -1,4 +1,4 @@
-"""What only a cluster can break: plans, moves of shards, and the owner's name on other nodes."""
+"""Tests that need a cluster: plans, moves of shards, and the owner's name on other nodes."""
 
 import asyncio
 import re
@@ -27,7 +27,7 @@ from todo_api.database.statement import Statement, encode
 from todo_api.tasks import statements
 from todo_api.tasks.fields import WRITABLE
 
-citus_coordinator()  # skips the module where there is no cluster
+citus_coordinator()  # skips the module without a cluster
 
 HOT = [
     statements.get_task(),
@@ -59,7 +59,7 @@ VALUES: dict[str, object] = {
 }
 NODES = [pytest.param(0, id="coordinator"), pytest.param(1, id="worker")]
 PAIRS = list(permutations(range(2)))
-"""Each node first, then the other one."""
+"""Both orders of the two nodes."""
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ async def services(nodes: list[str], short_folder: Path) -> AsyncIterator[list[S
 
 @pytest.fixture
 def member(database_url: str) -> Iterator[psycopg.Connection]:
-    """A transaction of the role that requests take, which names no owner yet."""
+    """A transaction with the role of requests. It has not named an owner yet."""
     with psycopg.connect(database_url) as connection:
         connection.execute("SELECT set_config('role', %s, true)", [row_security.ROLE])
         yield connection
@@ -105,7 +105,7 @@ def run(connection: psycopg.Connection, statement: Statement) -> list[Any]:
 
 
 def migrate(*arguments: str, **variables: str) -> str:
-    """Run `todo-api migrate`, and return what it prints."""
+    """Run `todo-api migrate`, and return its output."""
     return subprocess.run(
         command("migrate", *arguments),
         env=environment(BETTER_AUTH_SECRET=SECRET, **variables),
@@ -144,7 +144,7 @@ async def test_operator_can_repeat_the_migration_with_tasks_stored(
 def test_login_has_no_special_rights_and_propagates_no_settings(
     nodes: list[str], node: int
 ) -> None:
-    """What follows holds for an ordinary login, which nobody has prepared for Citus."""
+    """So the tests below use an ordinary login, without preparation for Citus."""
     with psycopg.connect(nodes[node]) as connection:
         found = connection.execute("""
             SELECT rolsuper, rolbypassrls, current_setting('citus.propagate_set_commands')
@@ -204,7 +204,7 @@ async def test_every_node_refuses_a_token_from_before_an_erasure(
     *,
     is_known: bool,
 ) -> None:
-    """Also by a process that has just written for this user, and looks for no erasure at first."""
+    """This includes a process that just wrote for this user and does not check erasures first."""
     old = bearer("alice", iat=int(time.time()) - 60)
     if is_known:
         for service in services:
@@ -232,14 +232,14 @@ async def test_nodes_share_a_rate_limit(nodes: list[str], short_folder: Path) ->
 
 @dataclass
 class Writer:
-    """A client that does each kind of write in turn, and remembers what was acknowledged."""
+    """A client that does each kind of write in turn, and records the acknowledged writes."""
 
     service: Service
     user: str
     versions: list[int] = field(default_factory=list)
-    """Of the acknowledged writes, in their order."""
+    """The versions of the acknowledged writes, in order."""
     tasks: dict[int, int] = field(default_factory=dict)
-    """The version that each task has to have."""
+    """The expected version of each task."""
     deleted: set[int] = field(default_factory=set)
     statuses: Counter[int] = field(default_factory=Counter)
     ended: bool = False
@@ -261,7 +261,7 @@ class Writer:
     ) -> dict[str, Any] | None:
         answer = await self._send(verb, path, body)
         if answer.status_code not in {200, 201}:
-            self.tasks.pop(task_id or 0, None)  # nobody has said what it is like now
+            self.tasks.pop(task_id or 0, None)  # the task's state is unknown now
             return None
         task: dict[str, Any] = answer.json()
         self.versions.append(task["version"])
@@ -284,7 +284,7 @@ class Writer:
 
 @asynccontextmanager
 async def writing(writers: list[Writer]) -> AsyncIterator[None]:
-    """Let them write meanwhile."""
+    """Keep the writers running inside the block."""
     async with asyncio.TaskGroup() as group:
         for writer in writers:
             group.create_task(writer.work())
@@ -298,7 +298,7 @@ async def writing(writers: list[Writer]) -> AsyncIterator[None]:
 
 
 async def progress(writers: list[Writer]) -> None:
-    """Wait until a further write of each was acknowledged."""
+    """Wait until each writer has one more acknowledged write."""
     before = [len(writer.versions) for writer in writers]
     await until(
         lambda: all(len(w.versions) > count for w, count in zip(writers, before, strict=True))
@@ -306,7 +306,7 @@ async def progress(writers: list[Writer]) -> None:
 
 
 def move(url: str, user: str, mode: str) -> None:
-    """Move the shards that hold a user to the other worker."""
+    """Move a user's shards to the other worker."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             """
@@ -326,7 +326,7 @@ def move(url: str, user: str, mode: str) -> None:
 
 
 def commits_are_synchronous(sql: psycopg.Connection) -> bool:
-    """Say so of every worker. Citus waits for `pg_current_wal_lsn()`: what is written, not more."""
+    """Return whether all workers commit synchronously. Citus waits only for written WAL."""
     query = "SELECT DISTINCT result FROM run_command_on_workers('SHOW synchronous_commit')"
     return sql.execute(query).fetchall() == [("on",)]
 
@@ -336,7 +336,7 @@ async def test_writes_continue_while_shards_move(
     services: list[Service], sql: psycopg.Connection, coordinator: str, mode: str
 ) -> None:
     if mode == "force_logical" and not commits_are_synchronous(sql):
-        pytest.skip("synchronous_commit is off: Citus then loses writes of the last moment")
+        pytest.skip("Citus loses the latest writes, because synchronous_commit is off")
     users = [f"user {number}" for number in range(4)]
     writers = [Writer(service, user) for user in users for service in services]
     async with writing(writers):

@@ -1,4 +1,4 @@
-"""A check of our own for Schemathesis: what one user reached, another one does not find."""
+"""A custom check for Schemathesis: another user gets 404 for a user's task."""
 
 import os
 from typing import Any
@@ -11,7 +11,7 @@ import schemathesis
 def another_user_finds_no_task(
     _: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]
 ) -> None:
-    """Send what alice did to a task of hers again, as bob."""
+    """Repeat alice's successful request on her task as bob, and expect 404."""
     if "{id}" not in case.path or case.method == "OPTIONS" or response.status_code != 200:
         return
     url = str(response.request.url).replace("/api/alice/", "/api/bob/")

@@ -1,4 +1,4 @@
-"""A real Better Auth signs users up and issues the tokens."""
+"""Tests with a real Better Auth. It signs users up and issues the tokens."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ def _node() -> None:
 async def signed_up(
     issuer_url: str, database_url: str, folder: Path, **options: Any
 ) -> AsyncIterator[tuple[Issuer, Service, Session]]:
-    """Better Auth, the service that trusts it, and a user."""
+    """Start Better Auth and the service that trusts it, and sign a user up."""
     async with (
         Issuer.start(issuer_url, **options) as issuer,
         running_service(
@@ -86,7 +86,7 @@ async def test_user_signs_up_and_works_with_tasks(
 async def test_service_refuses_other_tokens_of_better_auth(
     empty_database_url: str, database_url: str, short_folder: Path
 ) -> None:
-    """The service shares Better Auth's secret and trusts its key set, both."""
+    """The service shares Better Auth's secret and also trusts its key set."""
     options: dict[str, Any] = {"resources": ["https://api.example"], "cookie_cache": "secret"}
     async with (
         Issuer.start(empty_database_url, **options) as issuer,
@@ -126,7 +126,7 @@ async def test_service_refuses_other_tokens_of_better_auth(
 async def test_service_refuses_a_session_cookie_signed_with_the_key_set(
     empty_database_url: str, database_url: str, short_folder: Path
 ) -> None:
-    """It carries our user's `sub` and our issuer: only `typ` and `aud` tell it from a token."""
+    """The cookie has our user's `sub` and our issuer. Only its `typ` and `aud` differ."""
     async with signed_up(
         empty_database_url, database_url, short_folder, cookie_cache="key set"
     ) as (issuer, service, ada):
@@ -267,7 +267,7 @@ async def test_deleting_a_user_erases_their_tasks(
     hook: Any,
     unused_port: int,
 ) -> None:
-    """Better Auth's hook calls the service, which runs as a program of its own."""
+    """Better Auth's hook calls the service, and the service runs as a separate program."""
     api_url = f"http://127.0.0.1:{unused_port}"
     async with Issuer.start(empty_database_url, api_url=api_url, delete_hook=hook) as issuer:
         environment = {"DATABASE_URL": database_url, "BETTER_AUTH_URL": issuer.url}
@@ -290,7 +290,7 @@ async def sign_up(issuer: Issuer) -> Session:
 async def test_account_stays_if_the_service_is_down(
     empty_database_url: str, unused_port: int
 ) -> None:
-    """A `beforeDelete` hook that throws keeps user and tasks; the user may try again."""
+    """If a `beforeDelete` hook throws, user and tasks stay, so the user can try again."""
     async with Issuer.start(
         empty_database_url, api_url=f"http://127.0.0.1:{unused_port}", delete_hook="beforeDelete"
     ) as issuer:
