@@ -1,4 +1,4 @@
-"""The floor: an ASGI application that always sends the same answer. It costs uvicorn alone."""
+"""The floor: an ASGI application that always sends the same answer. It shows the cost of uvicorn."""
 
 BODY = b'{"id":1,"title":"Buy groceries"}'
 START = {

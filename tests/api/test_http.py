@@ -1,4 +1,4 @@
-"""Properties of all responses, and the parts of HTTP that no single operation owns."""
+"""Properties of all responses, and HTTP rules for all routes."""
 
 import json
 from itertools import product

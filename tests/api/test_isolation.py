@@ -82,7 +82,7 @@ async def test_user_gets_404_for_another_users_task(
 async def test_user_gets_403_for_another_users_path(
     service: Service, sql: psycopg.Connection, verb: str, path: str, body: dict[str, Any] | None
 ) -> None:
-    """The 403 comes before the database and before the body, so mallory learns nothing."""
+    """The 403 comes before the database and before the body, so mallory does not learn anything."""
     alices = await service.create("alice")
     before = checksum(sql, "alice")
     alices_path = path.format(user_id="alice", id=alices["id"])

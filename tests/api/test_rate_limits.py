@@ -489,7 +489,7 @@ async def test_shared_quota_does_not_add_a_round_trip(
     assert answer.status_code == 429
 
 
-async def test_write_that_finds_nothing_counts_once(
+async def test_write_that_finds_no_task_counts_once(
     database_url: str, short_folder: Path, shared: dict[str, Any]
 ) -> None:
     """The service asks the database a second time for the reason."""

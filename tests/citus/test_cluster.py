@@ -141,9 +141,7 @@ async def test_operator_can_repeat_the_migration_with_tasks_stored(
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_login_has_no_special_rights_and_propagates_no_settings(
-    nodes: list[str], node: int
-) -> None:
+def test_login_is_ordinary_and_does_not_propagate_settings(nodes: list[str], node: int) -> None:
     """So the tests below use an ordinary login, without preparation for Citus."""
     with psycopg.connect(nodes[node]) as connection:
         found = connection.execute("""

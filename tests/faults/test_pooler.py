@@ -180,7 +180,7 @@ async def until_answered(service: Listening) -> None:
     for _ in range(100):
         if (await service.request("GET", "/api/tasks", "user 1")).status_code == 200:
             return
-    raise AssertionError("the service has not recovered")
+    raise AssertionError("the service did not recover")
 
 
 async def test_wrongly_prepared_statements_do_not_mix_users_tasks(

@@ -27,7 +27,7 @@ async def read_object(request: Request) -> dict[str, Any] | None:
 
 
 async def _read(request: Request, announced: bytes) -> bytes:
-    """Read the body. Refuse it as soon as it exceeds the limit, and read no further."""
+    """Read the body. Refuse it as soon as it exceeds the limit, and stop reading."""
     if announced.isdigit() and int(announced[:20]) > MAXIMUM_BYTES:
         raise BodyTooLarge(f"Body must be {MAXIMUM_BYTES} bytes or less")
     body = b""

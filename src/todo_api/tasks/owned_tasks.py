@@ -1,4 +1,4 @@
-"""The tasks of one owner. A request can reach no other tasks."""
+"""The tasks of one owner. A request cannot reach any others."""
 
 from collections.abc import Mapping
 from contextlib import suppress

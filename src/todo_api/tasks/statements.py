@@ -4,9 +4,9 @@ Each statement is atomic and names the owner (`owner`, one value). It returns ro
 task as JSON text. PostgreSQL makes this text, and the service passes it on unchanged.
 
 A write begins with `_writer`. In the same statement, `_writer` locks the user's row, gives the
-write its version and refuses a void token (ADR 12). Citus restricts the form (ADR 13): RETURNING
-names plain columns only, writes contain no volatile function, and a stable function may not stand
-in a CASE or beside a column.
+write its version and refuses a void token (ADR 12). Citus restricts the form (ADR 13). RETURNING
+names only plain columns, and a write contains no volatile function. A stable function may not be in
+a CASE or beside a column.
 """
 
 from collections.abc import Iterable
@@ -226,7 +226,7 @@ def forget_tombstones() -> Statement:
 
 @cache
 def void_token() -> Statement:
-    """Return a row if the token is older than the owner's erasure: why a write found nothing."""
+    """Return a row if the token is older than the owner's erasure, to explain a failed write."""
     tokens_from = col(Erasure.erased_at) + literal_column("interval '10 seconds'")
     is_void = func.coalesce(tokens_from > _ISSUED_AT, literal_column("true"))
     mark: Any = select(literal_column("1")).where(col(Erasure.user_hash) == _OWNER_HASH, is_void)
