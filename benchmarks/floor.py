@@ -1,4 +1,4 @@
-"""The floor: an ASGI application that always sends the same answer. It shows the cost of uvicorn."""
+"""The floor: an ASGI application that always sends the same answer. It shows uvicorn's cost."""
 
 BODY = b'{"id":1,"title":"Buy groceries"}'
 START = {
