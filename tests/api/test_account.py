@@ -1,4 +1,4 @@
-"""Leaving: all of a user is erased, and a token from before cannot bring him back."""
+"""Erasure: all data of a user is deleted, and older tokens cannot bring it back."""
 
 import asyncio
 import time
@@ -33,7 +33,7 @@ def everything(sql: psycopg.Connection) -> dict[str, list[Any]]:
 
 
 @ACCOUNTS
-async def test_erases_the_user_and_nobody_else(
+async def test_erasure_deletes_only_that_user(
     service: Service, sql: psycopg.Connection, account: str
 ) -> None:
     bobs = await service.create("bob")
@@ -54,7 +54,9 @@ async def test_erases_the_user_and_nobody_else(
     ]
 
 
-async def test_user_who_never_wrote_can_leave(service: Service, sql: psycopg.Connection) -> None:
+async def test_user_without_data_can_erase_their_account(
+    service: Service, sql: psycopg.Connection
+) -> None:
     assert (await service.request("DELETE", "/api/account", "alice")).status_code == 204
     created = await service.client.post("/api/tasks", headers=bearer("alice"), json={"title": "x"})
     assert created.status_code == 401
@@ -63,7 +65,7 @@ async def test_user_who_never_wrote_can_leave(service: Service, sql: psycopg.Con
 
 @pytest.mark.parametrize(("verb", "path", "body"), WRITES)
 @pytest.mark.parametrize("claims", [{}, {"iat": None}, {"iat": int(time.time()) - 300}])
-async def test_token_from_before_cannot_write(
+async def test_token_from_before_the_erasure_cannot_write(
     service: Service,
     sql: psycopg.Connection,
     verb: str,
@@ -84,17 +86,19 @@ async def test_token_from_before_cannot_write(
     assert (reading.status_code, reading.json()) == (200, [])
 
 
-async def test_token_from_long_after_begins_anew(service: Service, sql: psycopg.Connection) -> None:
+async def test_token_from_after_the_erasure_starts_a_new_account(
+    service: Service, sql: psycopg.Connection
+) -> None:
     await service.request("DELETE", "/api/account", "alice")
     sql.execute("UPDATE erasures SET erased_at = now() - interval '12 seconds'")
     await service.create("alice")
     old = bearer("alice", iat=int(time.time()) - 60)
     kept = await service.request("DELETE", "/api/account", headers=old)
     assert kept.status_code == 204
-    assert len(everything(sql)["tasks"]) == 1, "an old token erased what came after it"
+    assert len(everything(sql)["tasks"]) == 1, "an old token erased tasks that are newer than it"
 
 
-async def test_ten_seconds_after_still_count_as_before(
+async def test_erasure_voids_tokens_issued_up_to_ten_seconds_later(
     service: Service, sql: psycopg.Connection
 ) -> None:
     await service.request("DELETE", "/api/account", "alice")
@@ -107,10 +111,10 @@ async def test_ten_seconds_after_still_count_as_before(
         assert created.status_code == status
 
 
-async def test_erasure_by_a_clock_that_was_set_back_leaves_void_tokens_void(
+async def test_erasure_keeps_void_tokens_void_after_the_clock_was_set_back(
     service: Service, sql: psycopg.Connection
 ) -> None:
-    """A statement that erases finds a mark that is later than the clock."""
+    """The erasing statement finds an older mark with a time in the future."""
     await service.request("DELETE", "/api/account", "alice")
     await service.request("DELETE", "/api/account", "bob")
     sql.execute("UPDATE erasures SET erased_at = now() + interval '1 hour'")
@@ -125,7 +129,7 @@ async def test_erasure_by_a_clock_that_was_set_back_leaves_void_tokens_void(
     assert sql.execute("SELECT user_hash, erased_at FROM erasures ORDER BY 1").fetchall() == before
 
 
-async def test_token_that_erases_is_void_even_if_its_issuers_clock_is_ahead(
+async def test_erasure_voids_its_own_token_even_if_the_issuers_clock_is_ahead(
     service: Service, sql: psycopg.Connection
 ) -> None:
     ahead = bearer("alice", iat=int(time.time()) + 9)
@@ -137,9 +141,7 @@ async def test_token_that_erases_is_void_even_if_its_issuers_clock_is_ahead(
     assert created.status_code == 401
 
 
-async def test_another_users_account_is_forbidden(
-    service: Service, sql: psycopg.Connection
-) -> None:
+async def test_user_cannot_erase_another_account(service: Service, sql: psycopg.Connection) -> None:
     await service.create("alice")
     before = everything(sql)
     assert (await service.request("DELETE", "/api/alice/account", "bob")).status_code == 403
@@ -147,10 +149,10 @@ async def test_another_users_account_is_forbidden(
     assert everything(sql) == before
 
 
-async def test_erasure_waits_for_a_write_and_takes_it_along(
+async def test_erasure_waits_for_a_running_write_and_deletes_its_task(
     service: Service, sql: psycopg.Connection, database_url: str
 ) -> None:
-    """The first write of a user is under way; somebody holds it up; then he leaves."""
+    """A lock delays the first write of a user, and then they erase their account."""
     with psycopg.connect(database_url) as holder:
         holder.execute("LOCK TABLE tasks IN SHARE MODE")
         write = asyncio.create_task(
@@ -167,7 +169,7 @@ async def test_erasure_waits_for_a_write_and_takes_it_along(
     assert everything(sql) == NOTHING
 
 
-async def test_write_that_waited_for_an_erasure_is_refused(
+async def test_write_gets_401_after_waiting_for_an_erasure(
     service: Service, sql: psycopg.Connection, database_url: str
 ) -> None:
     await service.create("alice")
@@ -187,7 +189,7 @@ async def test_write_that_waited_for_an_erasure_is_refused(
     assert everything(sql) == NOTHING
 
 
-async def test_writes_and_erasures_race_many_times(
+async def test_racing_writes_and_erasures_leave_no_rows(
     service: Service, sql: psycopg.Connection
 ) -> None:
     for number in range(30):

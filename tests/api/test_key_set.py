@@ -1,4 +1,4 @@
-"""Published keys: rotation, outage and hostile answers, seen from outside."""
+"""Published keys: rotation, outages and hostile answers, tested over HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ async def publisher() -> AsyncIterator[Publisher]:
 async def published(
     database_url: str, short_folder: Path, publisher: Publisher
 ) -> AsyncIterator[Service]:
-    """The service with published keys alone."""
+    """The service with published keys only."""
     keys = {"better_auth_url": publisher.url, "better_auth_secret": None}
     async with running_service(database_url, short_folder, **keys, max_in_flight=1000) as service:
         yield service
@@ -39,7 +39,7 @@ async def status(service: Service, token: str) -> int:
     return response.status_code
 
 
-async def test_keys_are_fetched_once(published: Service, publisher: Publisher) -> None:
+async def test_service_fetches_the_keys_once(published: Service, publisher: Publisher) -> None:
     for user in ("alice", "bob", "alice"):
         assert await status(published, publisher.token(user)) == 200
     assert publisher.requests == 1
@@ -69,7 +69,7 @@ async def test_a_thousand_requests_with_a_new_key_cost_one_fetch(
     assert publisher.requests == 2
 
 
-async def test_thousands_of_made_up_keys_cost_one_fetch(
+async def test_thousands_of_unknown_keys_cost_one_fetch(
     published: Service, publisher: Publisher
 ) -> None:
     assert await status(published, publisher.token("alice")) == 200
@@ -85,7 +85,7 @@ async def test_thousands_of_made_up_keys_cost_one_fetch(
     assert publisher.requests == 2
 
 
-async def test_next_window_fetches_again(
+async def test_service_fetches_again_in_the_next_window(
     published: Service, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for token in (publisher.token("alice"), publisher.token("alice", SigningKey("made up"))):
@@ -97,7 +97,7 @@ async def test_next_window_fetches_again(
     assert await status(published, publisher.token("alice")) == 200
 
 
-async def test_last_good_keys_survive_an_outage(
+async def test_service_keeps_the_last_good_keys_during_an_outage(
     published: Service, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_set, "WINDOW_SECONDS", 0.0)
@@ -112,11 +112,11 @@ async def test_last_good_keys_survive_an_outage(
         assert await status(published, publisher.token("bob")) == 200, mode
     await publisher.stop()
     assert await status(published, publisher.token("carol")) == 200
-    assert publisher.others == 0, "a redirect was followed"
+    assert publisher.others == 0, "the service followed a redirect"
     await publisher.start()
 
 
-async def test_never_loaded_is_503_and_recovers_without_a_restart(
+async def test_service_without_keys_answers_503_and_recovers(
     database_url: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_set, "FIRST_WINDOW_SECONDS", 0.0)
@@ -132,7 +132,7 @@ async def test_never_loaded_is_503_and_recovers_without_a_restart(
             assert await status(service, publisher.token("alice")) == 200
 
 
-async def test_set_without_a_key_to_trust_withdraws_all(
+async def test_set_without_a_trusted_key_withdraws_all_keys(
     published: Service, publisher: Publisher
 ) -> None:
     assert await status(published, publisher.token("alice")) == 200
@@ -141,10 +141,10 @@ async def test_set_without_a_key_to_trust_withdraws_all(
     assert await status(published, publisher.token("alice")) == 401
 
 
-async def test_set_is_fetched_again_after_a_failure_without_anybody_asking(
+async def test_service_repeats_a_failed_fetch_without_a_request(
     database_url: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the failure is: the keeper must not end."""
+    """The background task must survive any error."""
     monkeypatch.setattr(key_set, "RETRY_SECONDS", 0.01)
 
     async def fail(_: str) -> None:
@@ -166,7 +166,7 @@ async def test_set_is_fetched_again_after_a_failure_without_anybody_asking(
         assert (await service.request("GET", "/readyz")).status_code == 200
 
 
-async def test_key_newer_than_the_fetch_under_way_is_found(
+async def test_service_finds_a_key_that_is_newer_than_the_running_fetch(
     published: Service, publisher: Publisher
 ) -> None:
     assert await status(published, publisher.token("alice")) == 200
@@ -187,7 +187,7 @@ async def test_key_newer_than_the_fetch_under_way_is_found(
     assert (await asking).status_code == 401
 
 
-async def test_proxy_is_not_asked_for_what_is_on_this_machine(
+async def test_service_fetches_local_keys_without_the_proxy(
     database_url: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Publisher() as proxy, Publisher() as publisher:
@@ -203,7 +203,7 @@ async def test_proxy_is_not_asked_for_what_is_on_this_machine(
 async def test_withdrawn_key_stops_working_at_the_next_refresh(
     database_url: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also for tokens whose signature was remembered. Every five minutes in production."""
+    """This includes tokens with a cached signature. Production refreshes every five minutes."""
     assert key_set.REFRESH_SECONDS + key_set.MAXIMUM_SECONDS < 600
     monkeypatch.setattr(key_set, "REFRESH_SECONDS", 0.05)
     async with (
@@ -219,7 +219,7 @@ async def test_withdrawn_key_stops_working_at_the_next_refresh(
         assert await status(service, publisher.token("alice")) == 200
 
 
-async def test_both_kinds_of_key_side_by_side(
+async def test_service_accepts_both_kinds_of_key_together(
     database_url: str, short_folder: Path, publisher: Publisher
 ) -> None:
     async with running_service(

@@ -1,4 +1,4 @@
-"""Reading what a client sent, strictly: where a lenient parser loses meaning, we refuse."""
+"""Strict parsing of request bodies. Ambiguous JSON is refused."""
 
 import re
 from collections.abc import Collection
@@ -25,8 +25,8 @@ async def read_object(
 ) -> dict[str, Any] | None:
     """Return the JSON object of a request's body, or None where the body is empty.
 
-    RFC 8259, strictly: UTF-8 without a byte-order mark, no duplicate members, no NaN, no lone
-    surrogates. Raises `BodyTooLarge`, `UnsupportedMediaType` or `BadRequest`.
+    RFC 8259 applies strictly: UTF-8 without a byte-order mark, no duplicate members, no NaN and no
+    lone surrogates. Raises `BodyTooLarge`, `UnsupportedMediaType` or `BadRequest`.
     """
     headers = RequestContext.of(request.scope).headers
     body = await _read(request, headers.get(b"content-length", [b"0"])[0])
@@ -37,13 +37,13 @@ async def read_object(
 
 
 async def _read(request: Request, announced: bytes) -> bytes:
-    """Read at most the limit; what is over it is refused without reading on."""
+    """Read the body. Refuse it as soon as it exceeds the limit, and stop reading."""
     if announced.isdigit() and int(announced[:20]) > MAXIMUM_BYTES:
         raise BodyTooLarge(f"Body must be {MAXIMUM_BYTES} bytes or less")
     body = b""
     while True:
         message = await request.receive()
-        if message["type"] == "http.disconnect":  # nobody will read this answer
+        if message["type"] == "http.disconnect":  # the client cannot read this answer
             raise BadRequest("The body ended early")
         body += bytes(message.get("body", b""))
         if len(body) > MAXIMUM_BYTES:
@@ -81,5 +81,5 @@ def _parse(body: bytes) -> dict[str, Any]:
 
 
 def _without_content(message: str) -> str:
-    """Keep what and where of the parser's message, and leave out the name it quotes."""
+    """Keep the problem and its position, and remove the member's name that the parser quotes."""
     return re.sub(r'Detected duplicate key ".*"', "duplicate member", message, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""The tables. Alembic compares the database with these; every statement is built from them."""
+"""The tables. Alembic compares the database with them, and every statement is built from them."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -21,7 +21,7 @@ from todo_api.tasks.fields import DESCRIPTION_LENGTH, PRIORITIES, STATUSES, TITL
 
 
 def _one_of(column: str, values: Sequence[str]) -> str:
-    """Return a condition for a CHECK."""
+    """Return the condition of a CHECK that allows only these values."""
     return f"{column} IN ({', '.join(repr(value) for value in values)})"
 
 
@@ -29,20 +29,20 @@ EMAIL_LENGTH = 320
 """RFC 3696, erratum 1690: 64 for the local part, 255 for the domain, and the @."""
 
 TOMBSTONE_DAYS = 30
-"""How long a deletion is remembered."""
+"""How long a tombstone is kept."""
 
 
 class User(SQLModel, table=True):
-    """The owner of tasks, made by their first write. The id is `sub`, exactly as in the token."""
+    """The owner of tasks. Their first write creates the row. The id is the token's `sub`."""
 
     __tablename__ = "users"
 
     id: str = Field(primary_key=True, sa_type=Text)
     email: str | None = Field(default=None, sa_type=Text)
     version: int = Field(sa_type=BigInteger)
-    """The version of the user's last write (ADR 12). Its row lock puts their writes in order."""
+    """The version of the user's last write (ADR 12). The row lock puts their writes in order."""
     tokens_from: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
-    """Tokens issued earlier cannot write: the account was erased, and has begun anew (ADR 6)."""
+    """Tokens issued earlier cannot write, because the account was erased before (ADR 6)."""
     created_at: datetime = Field(
         sa_type=DateTime(timezone=True),
         sa_column_kwargs={"server_default": sql("now()")},
@@ -50,7 +50,7 @@ class User(SQLModel, table=True):
 
 
 class Erasure(SQLModel, table=True):
-    """When a user was erased, and their last version, under the SHA-256 of their id."""
+    """The time of a user's erasure and their last version, stored under the SHA-256 of their id."""
 
     __tablename__ = "erasures"
 
@@ -63,9 +63,9 @@ class Erasure(SQLModel, table=True):
 
 
 class Restoration(SQLModel, table=True):
-    """A restored backup: a user who begins after it gets no version below this one.
+    """A restored backup. New users start above this version.
 
-    It is about no user, so it needs no row security: requests can only read it.
+    It needs no row security, because it holds no user's data and requests can only read it.
     """
 
     __tablename__ = "restorations"
@@ -80,7 +80,7 @@ class Restoration(SQLModel, table=True):
 
 
 class Tombstone(SQLModel, table=True):
-    """A deleted task, remembered for `TOMBSTONE_DAYS`."""
+    """The record of a deleted task, kept for `TOMBSTONE_DAYS`."""
 
     __tablename__ = "tombstones"
 
@@ -94,7 +94,7 @@ class Tombstone(SQLModel, table=True):
 
 
 class Bucket(SQLModel, table=True):
-    """A user's rate limit, kept as the time at which all of it will be left again."""
+    """A user's rate limit, stored as the time at which the full quota is available again."""
 
     __tablename__ = "rate_limits"
     __table_args__ = ({"prefixes": ["UNLOGGED"]},)
@@ -106,8 +106,8 @@ class Bucket(SQLModel, table=True):
 class Task(SQLModel, table=True):
     """One thing to do.
 
-    The primary key starts with the owner: one user's tasks lie together, every access path
-    starts with the owner, and the table can be distributed by `user_id` as it is (ADR 3).
+    The primary key starts with the owner, because then one user's tasks lie together and every
+    access path starts with the owner. Citus can distribute this table by `user_id` (ADR 3).
     """
 
     __tablename__ = "tasks"

@@ -1,4 +1,4 @@
-"""The collection of one owner's tasks: all that a request can reach."""
+"""The tasks of one owner. A request cannot reach any others."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,7 +16,7 @@ from todo_api.tasks.model import EMAIL_LENGTH
 from todo_api.tasks.schemas import TaskQuery
 
 WRITES_PER_CLEANING = 16
-"""Each write falls into a millisecond; one in so many of these removes expired tombstones."""
+"""Writes in every 16th millisecond also remove expired tombstones."""
 
 _STATUSES: Mapping[str, statements.Status | None] = {
     "all": None,
@@ -31,7 +31,7 @@ MAXIMUM_OWNERS = 100_000
 class KnownOwners:
     """Owners who had a row when this process last wrote for them, at most `MAXIMUM_OWNERS`.
 
-    Only a hint: it spares the creation of a task the look whether its owner is new.
+    This is only a hint. With it, creating a task does not call `begin_owner` for a known owner.
     """
 
     def __init__(self) -> None:
@@ -41,13 +41,13 @@ class KnownOwners:
         return owner_id in self._ids
 
     def add(self, owner_id: str) -> None:
-        """Remember an owner, in the place of the one known for longest if there is no room."""
+        """Remember an owner. If there is no room, forget the owner known for longest."""
         if owner_id not in self._ids and len(self._ids) >= MAXIMUM_OWNERS:
             del self._ids[next(iter(self._ids))]
         self._ids[owner_id] = None
 
     def discard(self, owner_id: str) -> None:
-        """Forget an owner, if they are known."""
+        """Forget an owner, known or not."""
         self._ids.pop(owner_id, None)
 
 
@@ -69,7 +69,7 @@ def version_of(task: bytes) -> int:
 
 
 class OwnedTasks:
-    """An owner's tasks. Each operation is one statement; a task is its JSON text.
+    """An owner's tasks. Each operation is one statement, and a task is its JSON text.
 
     Operations on one task raise `TaskNotFound` where this owner has none of that id, and
     `TaskChanged` where it has another version than the caller asks for.
@@ -95,13 +95,13 @@ class OwnedTasks:
         return rows[0]
 
     async def add(self, values: Mapping[str, object]) -> bytes:
-        """Store a new task, and with the first one its owner; return the task."""
+        """Store a new task and return it. The first task also stores its owner."""
         new = statements.bind_new({**DEFAULTS, **values}.items())
         rows: Rows = []
         is_known = self.owner.id in self._known_owners
         if is_known:
             rows = await self._write(statements.add_task(), new)
-        if not rows:  # a new owner, one who was erased meanwhile, or a void token
+        if not rows:  # the owner is new or was just erased, or the token is void
             rows = await self._write(statements.add_first_task(), new, continues=is_known)
             self._known_owners.add(self.owner.id)
         return rows[0]
@@ -130,7 +130,7 @@ class OwnedTasks:
         await self._write_to(task_id, statement, {}, if_match)
 
     async def erase_owner(self) -> None:
-        """Delete the owner and all their tasks. Again, with the same token: nothing happens."""
+        """Delete the owner and all their tasks. A repeat with the same token does nothing."""
         self._known_owners.discard(self.owner.id)
         with suppress(AccountErased):
             await self._write(statements.erase_owner(), {"owner_hash": self._hash()})
@@ -184,12 +184,12 @@ class OwnedTasks:
         return await self._database.run(self.owner.id, statement, given, continues=continues)
 
     def _hash(self) -> bytes:
-        """Return what remains of the owner after an erasure."""
+        """Return the SHA-256 of the owner's id. Only this remains of them after an erasure."""
         return sha256(self.owner.id.encode()).digest()
 
 
 def _storable_email(email: str | None) -> str | None:
-    """Return the address, or None where it cannot be stored: it is for display alone."""
+    """Return the address, or None if it cannot be stored. It is only for display."""
     if email is None or "\0" in email or not 1 <= len(email) <= EMAIL_LENGTH:
         return None
     return email

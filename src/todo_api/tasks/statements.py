@@ -1,12 +1,12 @@
-"""Every statement there is, built from the model, each compiled once.
+"""All statements on tasks, built from the model. Each is compiled once.
 
-Each is atomic by itself, names the owner (`owner`, one value), and answers with rows of one
-column: a task as JSON text, made by PostgreSQL, which the service passes on as it came.
+Each statement is atomic and names the owner (`owner`, one value). It returns rows of one column: a
+task as JSON text. PostgreSQL makes this text, and the service passes it on unchanged.
 
-A write begins with `_writer`: it takes the lock on the user's row, gives the write its version
-and refuses a void token, all in the one statement (ADR 12). Citus has a say in the form: RETURNING
-names plain columns, and no volatile function stands in a write, nor a stable one in a CASE or
-beside a column (ADR 13).
+A write begins with `_writer`. In the same statement, `_writer` locks the user's row, gives the
+write its version and refuses a void token (ADR 12). Citus restricts the form (ADR 13). RETURNING
+names only plain columns, and a write contains no volatile function. A stable function may not be in
+a CASE or beside a column.
 """
 
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ Sort = Literal["created", "updated", "title", "due_date", "priority"]
 Order = Literal["asc", "desc"]
 
 TOMBSTONES_AT_ONCE = 100
-"""How many expired tombstones one write removes at most."""
+"""The most expired tombstones that one write removes."""
 
 _OWNER = bindparam("owner", type_=Text())
 _OWNER_HASH: Any = bindparam("owner_hash", type_=LargeBinary())
@@ -56,9 +56,9 @@ _INCOMPLETE: ColumnElement[str] = literal_column("'incomplete'")
 
 _UTC: ColumnElement[str] = literal_column("'UTC'")
 _CLOCK = select(func.now().label("moment")).cte("clock")
-# The moment is the transaction's start, which may lie before the write that this one replaces: so
-# the microsecond makes it strictly later, whatever the clock does. The sum is made in UTC, where it
-# does not depend on the session's time zone.
+# `moment` is the start of the transaction, which may be before the previous write. So one
+# microsecond is added to the old value, and `updated_at` always grows, even if the clock steps
+# back. The sum is in UTC, because it must not depend on the session's time zone.
 _NEXT_UPDATE = func.greatest(
     _CLOCK.c.moment,
     func.timezone(
@@ -69,10 +69,10 @@ _NEXT_UPDATE = func.greatest(
 
 
 def _writer() -> CTE:
-    """Lock the owner's row and take their next version; no row where the token may not write.
+    """Lock the owner's row and take their next version. Without a row, the token may not write.
 
-    The version is a hybrid logical clock: it only grows, whatever the clocks of several processes
-    say, and starts above the versions that an erased account or a restored backup has forgotten.
+    The version is a hybrid logical clock. It only grows, even if the clocks of processes differ. It
+    starts above the versions of an erased account or a restored backup.
     """
     may_write = or_(col(User.tokens_from).is_(None), col(User.tokens_from) <= _ISSUED_AT)
     locked = update(User).where(col(User.id) == _OWNER, may_write)
@@ -90,7 +90,7 @@ def _utc(timestamp: Any, form: Any = _INSTANT) -> Any:
 
 
 def _shown(task: Any) -> list[Any]:
-    """Return the columns of an answer."""
+    """Return the columns of a task in a response."""
     return [_shown_field(task, field.name) for field in FIELDS]
 
 
@@ -130,7 +130,7 @@ def _as_json(rows: Any) -> Any:
 
 @cache
 def list_tasks(status: Status | None, sort: Sort, order: Order | None) -> Statement:
-    """All the owner's tasks, of one status or of any. Ties go by id, in the same direction."""
+    """Select the owner's tasks of one status or of any. The id breaks ties in the same order."""
     keys, default = _SORT_KEYS[sort]
     direction = order or default
     first, *others = (getattr(each, direction)() for each in (*keys, col(Task.id)))
@@ -163,14 +163,14 @@ def _after_version(current: CTE, tasks: Any) -> Any:
 
 @cache
 def get_task() -> Statement:
-    """One task."""
+    """Select one task."""
     task = select(*_shown(_TASK.c)).where(_ITS_OWN, col(Task.id) == _TASK_ID).subquery("task")
     return Statement.compiled("get_task", _as_json(task))
 
 
 @cache
 def add_task() -> Statement:
-    """A new task, of a user who has a row."""
+    """Insert a task for a user who has a row."""
     completed_at = case((_NEW["status"] == _COMPLETE, func.now()))
     values = {"user_id": _OWNER, **_NEW, "completed_at": completed_at}
     row: Any = select(*values.values(), _writer().c.version)  # type: ignore[call-overload]  # SQLModel types four columns
@@ -180,13 +180,13 @@ def add_task() -> Statement:
 
 @cache
 def add_first_task() -> Statement:
-    """A new task, of a user who may not have a row yet."""
+    """Insert a task for a user who may not have a row yet."""
     return add_task().after(begin_owner())
 
 
 @cache
 def change_task(fields: frozenset[str], *, if_match: bool = False) -> Statement:
-    """Set these columns and keep the others. Where nothing differs, `updated_at` stays."""
+    """Set these columns and keep the others. If no value differs, `updated_at` stays."""
     names = [name for name in WRITABLE if name in fields]
     differs = or_(*(_column(name).is_distinct_from(_NEW[name]) for name in names))
     values = {name: _NEW[name] for name in names}
@@ -203,7 +203,7 @@ def change_task(fields: frozenset[str], *, if_match: bool = False) -> Statement:
 
 @cache
 def toggle_task(*, if_match: bool = False) -> Statement:
-    """Complete an incomplete task, and the other way round."""
+    """Complete an incomplete task, or reopen a complete one."""
     is_complete = col(Task.status) == _COMPLETE
     values = {
         "status": case((is_complete, _INCOMPLETE), else_=_COMPLETE),
@@ -216,7 +216,7 @@ def toggle_task(*, if_match: bool = False) -> Statement:
 
 @cache
 def remove_task(*, if_match: bool = False) -> Statement:
-    """Delete one task and leave a tombstone; a row comes back when there was one."""
+    """Delete one task and leave a tombstone. Returns a row if the task existed."""
     version = _writer().c.version
     removed = (
         delete(Task)
@@ -235,7 +235,7 @@ def remove_task(*, if_match: bool = False) -> Statement:
 
 @cache
 def forget_tombstones() -> Statement:
-    """Remove some of the owner's expired tombstones, once their row is locked."""
+    """Lock the owner's row, then remove some of their expired tombstones."""
     owner = select(col(User.id)).where(col(User.id) == _OWNER).with_for_update(key_share=True)
     locked = owner.cte("owner")
     expired: Any = literal_column(str(TOMBSTONE_DAYS * 86_400_000))
@@ -267,7 +267,7 @@ def why_not_written() -> Statement:
 
 @cache
 def begin_owner() -> Statement:
-    """Lock the owner's row, made anew where it is missing (migration 0001)."""
+    """Lock the owner's row, and create it if it is missing (migration 0001)."""
     email = bindparam("email", type_=Text())
     issued_at = bindparam("issued_at", type_=Float())
     begun = select(func.begin_owner(_OWNER, email, issued_at, _NOW))
@@ -276,11 +276,11 @@ def begin_owner() -> Statement:
 
 @cache
 def erase_owner() -> Statement:
-    """Delete the owner's row, and with it every task (a cascade); remember when.
+    """Delete the owner's row and all their tasks (by cascade), and store the time.
 
-    Statements of their own, because each must see what was committed while `begin_owner` waited.
+    These are separate statements, because each must see the commits while `begin_owner` waited.
     """
-    # The token that erases is void afterwards, even where the issuer's clock is ahead of ours.
+    # The erasing token must be void afterwards, even if the issuer's clock is ahead of ours.
     erased_at = func.greatest(func.statement_timestamp(), _ISSUED_AT)
     row: Any = select(_OWNER_HASH, col(User.version), erased_at).where(col(User.id) == _OWNER)
     mark = insert(Erasure).from_select(["user_hash", "version", "erased_at"], row)
@@ -288,7 +288,7 @@ def erase_owner() -> Statement:
         index_elements=[col(Erasure.user_hash)],
         set_={
             "version": mark.excluded.version,
-            # A clock that was set back must not make tokens good that were void.
+            # A void token must stay void, even if the clock was set back.
             "erased_at": func.greatest(col(Erasure.erased_at), mark.excluded.erased_at),
         },
     ).returning(col(Erasure.version))
@@ -319,7 +319,7 @@ def _change(name: str, values: dict[str, Any], *, if_match: bool) -> Statement:
 
 
 def _written(change: Any) -> Any:
-    """Return the task that an INSERT or UPDATE leaves, as JSON."""
+    """Select the task that an INSERT or UPDATE wrote, as JSON."""
     task = change.returning(*_TASK.c).cte("task")
     return _as_json(select(*_shown(task.c)).subquery("shown"))
 
@@ -329,5 +329,5 @@ def _column(name: str) -> Any:
 
 
 def bind_new(values: Iterable[tuple[str, object]]) -> dict[str, object]:
-    """Name new values as the statements bind them."""
+    """Add the prefix that the statements use for new values."""
     return {f"new_{name}": value for name, value in values}
