@@ -63,7 +63,7 @@ class Supervisor(Multiprocess):
     ) -> None:
         super().__init__(config, sockets=[listener])
         self._on_exit = on_exit
-        self._running: set[int] = set()
+        self._known: set[int] = set()
 
     @property
     def failed(self) -> bool:
@@ -80,14 +80,18 @@ class Supervisor(Multiprocess):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         super().init_processes()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        self._known = self._running()
 
     def keep_subprocess_alive(self) -> None:
         """Replace the workers that have ended."""
         super().keep_subprocess_alive()
-        running = {each.pid for each in self.processes if each.pid is not None}
-        for pid in self._running - running:
+        running = self._running()
+        for pid in self._known - running:
             self._on_exit(pid)
-        self._running = running
+        self._known = running
+
+    def _running(self) -> set[int]:
+        return {each.pid for each in self.processes if each.pid is not None}
 
 
 def configuration(settings: Settings, database_url: str) -> uvicorn.Config:

@@ -312,6 +312,18 @@ def test_workers_are_added_up_and_one_that_dies_is_not_missed(
         assert meter.value("pool_connections") == 2
 
 
+def test_levels_of_restarted_workers_are_forgotten(
+    tmp_path: Path, database_url: str, unused_port: int
+) -> None:
+    with metered(tmp_path, database_url, unused_port, *TWO) as meter:
+        wait_for(lambda: meter.value("pool_connections") == 2)  # one of each
+        old = meter.program.workers()
+        meter.program.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: not any(worker.is_running() for worker in old))
+        wait_for(lambda: meter.value("pool_connections") == 2)
+        assert len(meter.program.workers()) == 2
+
+
 async def test_key_set_has_an_age(tmp_path: Path, database_url: str, unused_port: int) -> None:
     """Infinite as long as there is none; then it grows."""
     with ExitStack() as stack:
