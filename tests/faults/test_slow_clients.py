@@ -41,7 +41,7 @@ async def service(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     """The service with short limits, and sockets that hold little of what is not read."""
     monkeypatch.setattr(protocol, "HEAD_SECONDS", SECONDS)
     monkeypatch.setattr(protocol, "STALL_SECONDS", SECONDS)
-    monkeypatch.setattr(protocol, "LINGER_SECONDS", SECONDS)
+    monkeypatch.setattr(protocol, "DISCARD_SECONDS", SECONDS)
     listener, configuration = server.listener, server.configuration
 
     def with_small_buffers(settings: Settings) -> socket.socket:
