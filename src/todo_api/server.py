@@ -111,6 +111,7 @@ def configuration(settings: Settings, database_url: str) -> uvicorn.Config:
         http=StrictProtocol,
         ws="none",
         lifespan="on",
+        timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout,
         timeout_worker_healthcheck=SILENT_SECONDS,
     )

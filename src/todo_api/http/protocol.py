@@ -31,6 +31,10 @@ HEAD_BYTES = 65_536
 HEAD_FIELDS = 256
 """Limits of a head, which is the request line and its header fields."""
 
+FIRST_BYTE_SECONDS = 5.0
+"""How long a client may keep a new connection idle. Only a connection that has carried a request
+is kept for `KEEP_ALIVE_TIMEOUT`."""
+
 HEAD_SECONDS = 10.0
 """How long a client may take to send a head, from its first byte."""
 
@@ -205,10 +209,10 @@ class StrictProtocol(HttpToolsProtocol):
             self.send_400_response("")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Give the client as much time for its first byte as for the next request."""
+        """Close the connection if the client sends nothing at first."""
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
+            FIRST_BYTE_SECONDS, self.timeout_keep_alive_handler
         )
 
     def connection_lost(self, exc: Exception | None) -> None:
