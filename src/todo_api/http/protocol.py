@@ -106,7 +106,11 @@ class _Exchange(RequestResponseCycle):
         return message
 
     async def _until_disconnect(self) -> Message:
-        """Wait for the client to leave, or for the response to be complete (ASGI 2.3)."""
+        """Wait for the client to leave, or for the response to be complete (ASGI 2.3).
+
+        While pipelined requests wait, the server does not read, and notices nothing.
+        """
+        self.flow.resume_reading()  # after a long body it has stopped
         while not (self.disconnected or self.response_complete):
             self.message_event.clear()
             await self.message_event.wait()
