@@ -14,6 +14,7 @@ One handler (`todo_api.http.answers`) answers them all. This module imports noth
     │   └── TaskNotFound         404, unused or another user's: the same answer
     ├── MethodNotAllowed         405
     ├── BodyTooLarge             413
+    ├── UriTooLong               414
     ├── UnsupportedMediaType     415
     ├── HeaderFieldsTooLarge     431
     ├── TooManyRequests          429
@@ -117,13 +118,16 @@ class TaskNotFound(NotFound):
 
 
 class MethodNotAllowed(ApiError):
-    """The path exists, but not with this verb."""
+    """The path exists, but not with this method, which is case-sensitive."""
 
     status_code = 405
     message = "Method not allowed"
 
-    def __init__(self, allow: str) -> None:
-        super().__init__()
+    def __init__(self, method: str, allow: str) -> None:
+        hint = (
+            "" if method == method.upper() else ": methods are case-sensitive, use capital letters"
+        )
+        super().__init__(self.message + hint)
         self.headers = {"Allow": allow}
 
 
@@ -131,6 +135,12 @@ class BodyTooLarge(ApiError):
     """The body is over the limit. The rest of it is not read."""
 
     status_code = 413
+
+
+class UriTooLong(ApiError):
+    """The target of the request is over the limit (RFC 9110, section 15.5.15)."""
+
+    status_code = 414
 
 
 class UnsupportedMediaType(ApiError):

@@ -7,13 +7,17 @@ We attacked uvicorn 0.54 with httptools 0.9 and found these faults, which this m
 - The body of a request with an unsupported `Upgrade` is lost.
 - Errors are plain text.
 - A client whose request is refused before its body is read gets a reset instead of the answer.
+- Unknown methods, valid in HTTP, are refused as invalid.
+- Any `Host`, a target with a fragment and other invalid targets are accepted.
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Sequence
+from ipaddress import IPv6Address
 from itertools import chain
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from urllib.parse import unquote
 
 import httptools
@@ -24,12 +28,15 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from todo_api.errors import ApiError, BadRequest, HeaderFieldsTooLarge
+from todo_api.errors import ApiError, BadRequest, HeaderFieldsTooLarge, UriTooLong
 from todo_api.request_context import RequestContext
 
 HEAD_BYTES = 65_536
 HEAD_FIELDS = 256
 """Limits of a head, which is the request line and its header fields."""
+
+TARGET_BYTES = 8_192
+"""Limit of a request target. RFC 9112 (section 3) recommends at least 8,000."""
 
 FIRST_BYTE_SECONDS = 5.0
 """How long a client may keep a new connection idle. Only a connection that has carried a request
@@ -45,6 +52,23 @@ DISCARD_BYTES = 1_048_576
 DISCARD_SECONDS = 2.0
 """How much of a refused body the server discards, and for how long, so that the client can read
 the answer. Closing a socket with unread data resets the connection (RFC 9112, section 9.6)."""
+
+_USUAL_METHODS = (b"GET ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ", b"HEAD ", b"OPTIONS ")
+
+_METHOD = re.compile(rb"[\r\n]*([\w!#$%&'*+.^`|~-]{1,32})( ?)", re.ASCII)
+"""A method with the blank lines before it (RFC 9112, sections 2.2 and 3.1)."""
+
+_TARGET = re.compile(rb"""[^#"<>\\`{}?]*(\?[^#"<>]*)?""")
+"""A target with the characters of RFC 3986, and those that browsers do not encode."""
+
+_ESCAPED = re.compile(r"([^%]|%[0-9A-Fa-f]{2})*")
+"""A path with a valid percent-encoding."""
+
+_HOST = re.compile(rb"(\[([\w:.]+)]|([\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?", re.ASCII)
+"""A value of `Host` (RFC 9110, section 7.2)."""
+
+SCHEMES = {b"http", b"https"}
+"""The schemes of an absolute target."""
 
 BODILESS = {204, 304}
 """Statuses whose answers have no body, and so need no framing (RFC 9112, section 6.3)."""
@@ -171,6 +195,12 @@ class StrictProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._is_idle = True
+        """Whether the next byte begins a request."""
+        self._partial_method = b""
+        """The beginning of a request, as long as its method is incomplete."""
+        self._unusual_method: str | None = None
+        """The method of the request, if the parser reads POST instead."""
         self._head_open = True
         """Whether the head of the request is incomplete."""
         self._framing_bytes = 0
@@ -201,6 +231,8 @@ class StrictProtocol(HttpToolsProtocol):
                 return
         self._framing_bytes += len(data)
         self._unset_keepalive_if_required()
+        if self._is_idle and not data.startswith(_USUAL_METHODS):
+            data = self._replace_method(data)
         try:
             self.parser.feed_data(data)
             if self._head_open or not self._unanswered:
@@ -211,6 +243,26 @@ class StrictProtocol(HttpToolsProtocol):
             self._resume_without_upgrade(data[upgrade.args[0] :])
         except (httptools.HttpParserError, _Refused):
             self.send_400_response("")
+
+    def _replace_method(self, data: bytes) -> bytes:
+        """Return the data with POST for a method that the parser may not know.
+
+        Data that ends within the method is kept, and prepended to the next.
+        """
+        data, self._partial_method = self._partial_method + data, b""
+        found = _METHOD.match(data)
+        if found is None:  # no request, or only blank lines
+            return data
+        method, space = found.groups()
+        if not space:
+            if found.end() < len(data):  # not a method
+                return data
+            self._partial_method, self._head_open = data, True
+            return b""
+        if method + space in _USUAL_METHODS:
+            return data
+        self._unusual_method = method.decode("ascii")
+        return b"POST" + data[found.end(1) :]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Close the connection if the client sends nothing at first."""
@@ -269,7 +321,7 @@ class StrictProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         if not self._resuming:
-            self._head_open, self._framing_bytes = True, 0
+            self._is_idle, self._head_open, self._framing_bytes = False, True, 0
             super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -288,10 +340,10 @@ class StrictProtocol(HttpToolsProtocol):
         """Start to serve the request, or queue it behind the requests before it."""
         if self._resuming:
             return
-        self._head_open = False
         self._unset_head_timer()
         self._check_head()
         self._set_target()
+        self._head_open = False
         previous = self.cycle
         exchange = self.cycle = self._exchange()
         self._unanswered.append(exchange)
@@ -302,14 +354,17 @@ class StrictProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((exchange, self.app))
 
     def _check_head(self) -> None:
-        """Refuse a head that is too large or has ambiguous framing (RFC 9112, 3.2 and 6)."""
-        if len(self.url) + sum(map(len, chain.from_iterable(self.headers))) > HEAD_BYTES:
+        """Refuse a head that is too large, ambiguous framing or host (RFC 9112, 3.2 and 6)."""
+        size = len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
+        if size > HEAD_BYTES or len(self.url) > TARGET_BYTES:
             self._refuse_head()
         version = self.parser.get_http_version()
         names = [name for name, _ in self.headers]
-        hosts = names.count(b"host")
-        if version not in {"1.0", "1.1"} or hosts > 1 or (version == "1.1" and hosts == 0):
+        hosts = self._values(b"host")
+        if version not in {"1.0", "1.1"} or len(hosts) > 1 or (version == "1.1" and not hosts):
             raise _Refused
+        if hosts and not _is_host(hosts[0]):
+            self._refuse(BadRequest("The Host header field must be a host name or address"))
         if b"transfer-encoding" in names and self._values(b"transfer-encoding") != [b"chunked"]:
             raise _Refused
         if b"expect" in names:
@@ -320,12 +375,33 @@ class StrictProtocol(HttpToolsProtocol):
         return [value.strip().lower() for name, value in self.headers if name == wanted]
 
     def _set_target(self) -> None:
-        url = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
-        self.scope["method"] = self.parser.get_method().decode("ascii")
-        self.scope["path"] = unquote(path) if "%" in path else path
-        self.scope["raw_path"] = url.path
+        """Put method, path and query into the scope, and refuse an invalid target."""
+        method = self._unusual_method or self.parser.get_method().decode("ascii")
+        self._unusual_method = None
+        if not _TARGET.fullmatch(self.url) or (self.url == b"*" and method != "OPTIONS"):
+            self._refuse_target()
+        try:
+            url = httptools.parse_url(self.url)
+        except httptools.HttpParserInvalidURLError:
+            self._refuse_target()
+        if url.userinfo is not None or (url.schema or b"http").lower() not in SCHEMES:
+            self._refuse_target()
+        raw_path = url.path or b"/"
+        self.scope["method"] = method
+        self.scope["path"] = self._decode(raw_path.decode("ascii"))
+        self.scope["raw_path"] = raw_path
         self.scope["query_string"] = url.query or b""
+
+    def _decode(self, path: str) -> str:
+        if "%" not in path:
+            return path
+        try:
+            decoded = unquote(path, errors="strict")
+        except UnicodeDecodeError:
+            decoded = None
+        if decoded is None or not _ESCAPED.fullmatch(path):
+            self._refuse(BadRequest("The path cannot be decoded: percent-encode it as UTF-8"))
+        return decoded
 
     def _exchange(self) -> _Exchange:
         return _Exchange(
@@ -351,6 +427,7 @@ class StrictProtocol(HttpToolsProtocol):
         """End the request. The parser also calls this before the body of an upgrade."""
         if self._resuming or not self.parser.should_upgrade():
             super().on_message_complete()
+            self._is_idle = True
             self.cycle.more_body = False
             self._skipped_bytes = None
 
@@ -397,10 +474,19 @@ class StrictProtocol(HttpToolsProtocol):
         self._unanswered.append(exchange)
         return exchange
 
-    def _refuse_head(self) -> None:
-        self._refusal = HeaderFieldsTooLarge(
-            f"The header fields must be {HEAD_BYTES} bytes or less"
+    def _refuse_head(self) -> NoReturn:
+        if len(self.url) > TARGET_BYTES:
+            self._refuse(UriTooLong(f"The request target must be {TARGET_BYTES} bytes or less"))
+        limit = f"{HEAD_BYTES} bytes or less, in at most {HEAD_FIELDS} fields"
+        self._refuse(HeaderFieldsTooLarge(f"The header fields must be {limit}"))
+
+    def _refuse_target(self) -> NoReturn:
+        self._refuse(
+            BadRequest("The request target must be a percent-encoded path without a fragment")
         )
+
+    def _refuse(self, error: ApiError) -> NoReturn:
+        self._refusal = error
         raise _Refused
 
     def _resume_without_upgrade(self, rest: bytes) -> None:
@@ -428,3 +514,11 @@ class StrictProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(DISCARD_SECONDS, self.timeout_keep_alive_handler)
+
+
+def _is_host(value: bytes) -> bool:
+    found = _HOST.fullmatch(value)
+    try:
+        return found is not None and (found[2] is None or bool(IPv6Address(found[2].decode())))
+    except ValueError:
+        return False
