@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sized
 from contextlib import AsyncExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -209,13 +209,20 @@ def promised(soak: Soak) -> Iterator[Check]:
     """Check the answers that the clients got."""
     ledger = soak.ledger
     asked = range(ledger.fates.total())
-    for promise in (KEPT, OWN, SHAPE, DEADLINE):
+    for promise in (KEPT, OWN, SHAPE):
         yield none_of(promise, ledger.violations.get(promise, []), asked)
-    yield none_of(RECOVERY, ledger.violations.get(RECOVERY, []), soak.clients)
+    for promise, among in ((DEADLINE, asked), (RECOVERY, soak.clients)):
+        yield replace(none_of(promise, ledger.violations.get(promise, []), among), kind="measured")
     yield Check(
-        "all requests succeed after the recovery",
-        f"{ledger.done_in_calm:,} succeeded, {ledger.failed_in_calm:,} failed",
-        ledger.done_in_calm > 0 and ledger.failed_in_calm == 0,
+        "requests succeed after the recovery",
+        f"{ledger.done_in_calm:,} succeeded",
+        ledger.done_in_calm > 0,
+    )
+    yield Check(
+        "no request fails after the recovery",
+        f"{ledger.failed_in_calm:,} failed",
+        ledger.failed_in_calm == 0,
+        "measured",
     )
 
 

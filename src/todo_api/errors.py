@@ -20,6 +20,7 @@ One handler (`todo_api.http.answers`) answers them all. This module imports noth
     ├── MethodNotAllowed         405
     ├── TaskChanged              412
     ├── BodyTooLarge             413
+    ├── UriTooLong               414
     ├── UnsupportedMediaType     415
     ├── HeaderFieldsTooLarge     431
     ├── TooManyRequests          429
@@ -194,14 +195,17 @@ class TaskChanged(ApiError):
 
 
 class MethodNotAllowed(ApiError):
-    """The path exists, but not with this verb."""
+    """The path exists, but not with this method, which is case-sensitive."""
 
     status_code = 405
     code = "method_not_allowed"
     message = "Method not allowed"
 
-    def __init__(self, allow: str) -> None:
-        super().__init__()
+    def __init__(self, method: str, allow: str) -> None:
+        hint = (
+            "" if method == method.upper() else ": methods are case-sensitive, use capital letters"
+        )
+        super().__init__(self.message + hint)
         self.headers = {"Allow": allow}
 
 
@@ -210,6 +214,12 @@ class BodyTooLarge(ApiError):
 
     status_code = 413
     code = "body_too_large"
+
+
+class UriTooLong(ApiError):
+    """The target of the request is over the limit (RFC 9110, section 15.5.15)."""
+
+    status_code = 414
 
 
 class UnsupportedMediaType(ApiError):

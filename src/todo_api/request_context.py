@@ -20,7 +20,7 @@ _PROCESS_ID = secrets.token_hex(8)
 _numbers = count()
 
 
-async def _stay(message: Awaitable[Message]) -> Message:
+async def _await(message: Awaitable[Message]) -> Message:
     return await message
 
 
@@ -46,7 +46,7 @@ class RequestContext:
     client_left: bool = False
     """Whether the client left before a response started."""
     rate_limit_headers: Sequence[tuple[bytes, bytes]] = ()
-    await_body: Callable[[Awaitable[Message]], Awaitable[Message]] = _stay
+    await_body: Callable[[Awaitable[Message]], Awaitable[Message]] = _await
     """Awaits a part of the body that has not arrived yet."""
 
     @classmethod

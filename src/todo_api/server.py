@@ -7,18 +7,21 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import parent_process, resource_tracker
 from secrets import token_hex
 from types import FrameType
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from todo_api.app import create_app
 from todo_api.database.database import Database
@@ -27,6 +30,24 @@ from todo_api.http.logs import configure_logging
 from todo_api.http.protocol import StrictProtocol
 from todo_api.http.tracing import set_defaults
 from todo_api.settings import Settings
+
+log = structlog.get_logger()
+
+SILENT_SECONDS = 60
+"""How long a worker may take to start, and later to answer, before the supervisor replaces it.
+
+A worker answers only after its imports. On a busy machine they take more than uvicorn's 5 seconds,
+so uvicorn would kill every new worker, and the next one as well.
+"""
+
+FAILED_STARTS = 3
+"""After so many failed starts in a row the supervisor gives up, unless another worker serves."""
+
+STOP_SECONDS = 10
+"""How long a worker may take to stop, in addition to `SHUTDOWN_TIMEOUT`."""
+
+TICK_SECONDS = 0.5
+"""How often uvicorn's supervisor looks after its workers."""
 
 NEW_OBJECTS_PER_COLLECTION = 50_000
 """Requests leave almost no garbage. Python's default, 700, took 4 % of their CPU (measured)."""
@@ -48,20 +69,41 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+@dataclass(slots=True)
+class _Health:
+    """What the supervisor knows about a worker."""
+
+    is_ready: bool = False
+    """Whether the worker has started to serve."""
+    is_asked: bool = False
+    """Whether the worker owes an answer."""
+    silent_ticks: int = 0
+    """How often the supervisor has looked since the worker last answered that it serves."""
+    failed_starts: int = 0
+    """How many workers in a row have failed to start, the ones before this one included."""
+    pause_ticks: int = 0
+    """How often the supervisor looks until it replaces the worker, which has ended."""
+
+
 class Supervisor(Multiprocess):
-    """uvicorn's supervisor of several workers; it calls `on_exit` with the id of an ended one."""
+    """uvicorn's supervisor of several workers, with its own health check.
+
+    uvicorn's check blocks the supervisor, so that it cannot stop while a worker starts. It replaces
+    workers that cannot start for ever, and below the log level. This one logs each replacement.
+    It gives up if no worker serves and several in a row have failed to start.
+
+    The supervisor calls `on_exit` with the id of each worker that has ended.
+    """
 
     def __init__(
         self, config: uvicorn.Config, listener: socket.socket, on_exit: Callable[[int], None]
     ) -> None:
         super().__init__(config, sockets=[listener])
+        self.failed = False
+        """Whether the supervisor has given up."""
         self._on_exit = on_exit
-        self._running: set[int] = set()
-
-    @property
-    def failed(self) -> bool:
-        """Whether a worker could not start."""
-        return any(each.exitcode == STARTUP_FAILURE for each in self.processes)
+        self._known: set[int] = set()
+        self._health: dict[Process, _Health] = {}
 
     def init_processes(self) -> None:
         """Start the workers with Ctrl-C blocked, which they inherit.
@@ -73,14 +115,86 @@ class Supervisor(Multiprocess):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         super().init_processes()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        self._known = self._running()
 
     def keep_subprocess_alive(self) -> None:
-        """Replace the workers that have ended."""
-        super().keep_subprocess_alive()
-        running = {each.pid for each in self.processes if each.pid is not None}
-        for pid in self._running - running:
+        """Replace the workers that have ended or hang. uvicorn calls this twice a second."""
+        self._health = {each: self._health.get(each, _Health()) for each in self.processes}
+        for index, worker in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            health = self._health[worker]
+            if health.pause_ticks:
+                health.pause_ticks -= 1
+                if not health.pause_ticks:
+                    self._start(index, health.failed_starts)
+            elif reason := self._failure(worker, health):
+                self._replace(index, worker, health, reason)
+        running = self._running()
+        for pid in self._known - running:
             self._on_exit(pid)
-        self._running = running
+        self._known = running
+
+    def join_all(self) -> None:
+        """Wait until the workers have stopped, and kill those that do not stop in time."""
+        deadline = time.monotonic() + (self.config.timeout_graceful_shutdown or 0) + STOP_SECONDS
+        for worker in self.processes:
+            worker.process.join(max(0, deadline - time.monotonic()))
+            if worker.exitcode is None:
+                log.error("killing worker", pid=worker.pid, reason="did not stop in time")
+                worker.kill()
+                worker.join()
+
+    def _running(self) -> set[int]:
+        return {each.pid for each in self.processes if each.pid and each.exitcode is None}
+
+    def _failure(self, worker: Process, health: _Health) -> str | None:
+        """Return why a worker must be replaced, if so."""
+        if (code := worker.exitcode) is not None:
+            return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        health.silent_ticks += 1
+        with suppress(OSError, EOFError):
+            _ask(worker, health)
+        # Ticks instead of a clock: after a pause of the whole machine the worker may answer late.
+        if health.silent_ticks < SILENT_SECONDS / TICK_SECONDS:
+            return None
+        what = "no answer for" if health.is_ready else "not ready after"
+        return f"{what} {SILENT_SECONDS} seconds"
+
+    def _replace(self, index: int, worker: Process, health: _Health, reason: str) -> None:
+        code = worker.exitcode
+        worker.kill()
+        worker.join()
+        if health.is_ready:
+            log.error("replacing worker", pid=worker.pid, reason=reason)
+            self._start(index, 0)
+            return
+        health.failed_starts += 1
+        is_final = code == STARTUP_FAILURE or health.failed_starts >= FAILED_STARTS
+        if is_final and not any(each.is_ready for each in self._health.values()):
+            log.error("giving up, because no worker can start", pid=worker.pid, reason=reason)
+            self.failed = True
+            self.should_exit.set()
+            return
+        pause = min(2 ** (health.failed_starts - 1), SILENT_SECONDS)
+        log.error("replacing worker", pid=worker.pid, reason=reason, pause_seconds=pause)
+        health.pause_ticks = round(pause / TICK_SECONDS)
+
+    def _start(self, index: int, failed_starts: int) -> None:
+        worker = self.processes[index] = Process(self.config, self.sockets)
+        self._health[worker] = _Health(failed_starts=failed_starts)
+        worker.start()
+
+
+def _ask(worker: Process, health: _Health) -> None:
+    """Take the worker's answers, which say whether it serves, and ask again."""
+    while worker.parent_conn.poll():
+        health.is_asked = False
+        if worker.parent_conn.recv():
+            health.is_ready, health.silent_ticks, health.failed_starts = True, 0, 0
+    if not health.is_asked:
+        worker.parent_conn.send(b"ping")
+        health.is_asked = True
 
 
 def configuration(settings: Settings, database_url: str) -> uvicorn.Config:
@@ -100,7 +214,9 @@ def configuration(settings: Settings, database_url: str) -> uvicorn.Config:
         http=StrictProtocol,
         ws="none",
         lifespan="on",
+        timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout,
+        timeout_worker_healthcheck=SILENT_SECONDS,
     )
 
 

@@ -167,6 +167,7 @@ class Settings(BaseSettings):
     host: Host = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=256)
+    keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
     auto_migrate: bool = True
     row_security: bool = True
     log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = "info"

@@ -446,7 +446,7 @@ async def test_deadline_leaves_no_cancellation_behind() -> None:
 async def test_who_comes_back_to_the_door_is_counted_like_anybody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("todo_api.http.limits.WAITING", 1)
+    monkeypatch.setattr("todo_api.http.limits.WAITERS_PER_SLOT", 1)
     body: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
     asks_for_its_body = asyncio.Event()
 

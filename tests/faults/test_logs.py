@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import time
 from asyncio import to_thread
 from collections.abc import Callable, Iterator, Mapping
@@ -351,6 +352,20 @@ def test_broken_pipes_do_not_stop_the_service(
     finally:
         process.terminate()
     assert process.wait(15) == 0
+
+
+@pytest.mark.parametrize(("level", "shown"), [("info", "WARNING"), ("error", "ERROR")])
+def test_libraries_log_no_routine_events(level: str, shown: str) -> None:
+    """Such as each fetch of the key set by httpx2."""
+    code = (
+        "import logging; from todo_api.http.logs import configure_logging as configure;"
+        "from todo_api.settings import Settings;"
+        f"configure(Settings.model_construct(log_level={level!r}));"
+        "names = 'uvicorn.error', 'alembic.runtime.migration', 'httpx2', 'httpcore2.http11';"
+        "print({logging.getLevelName(logging.getLogger(n).getEffectiveLevel()) for n in names})"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert printed.decode() == f"{{{shown!r}}}\n"
 
 
 def answers(url: str) -> bool:

@@ -17,12 +17,14 @@ from urllib.parse import urlsplit
 import httpx2
 import psutil
 import psycopg
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.program import Program, command, environment, serving
 from support.publisher import Publisher
 from support.service import ORIGIN, SECRET, bearer, token
 from support.waiting import wait_for
+from todo_api.http import metrics
 from todo_api.http.metrics import BUCKETS
 
 KEYS = {"BETTER_AUTH_SECRET": SECRET, "LOG_LEVEL": "warning"}
@@ -131,8 +133,9 @@ def metered(
     *arguments: str,
     end: signal.Signals = signal.SIGTERM,
     variables: Mapping[str, str] | None = None,
+    log: str = "",
 ) -> Iterator[Meter]:
-    """Serve with metrics, end by a signal, and check that nothing is left."""
+    """Serve with metrics, end by a signal, and check that only a log like this is left."""
     temporary = folder / "temporary"
     temporary.mkdir(exist_ok=True)
     given = {**KEYS, "DATABASE_URL": url, "TMPDIR": str(temporary), "METRICS_PORT": str(port)}
@@ -144,7 +147,7 @@ def metered(
     assert list(temporary.iterdir()) == []
     with socket.create_server(("127.0.0.1", port)):
         pass  # nobody else listens there any more
-    assert (folder / "log").read_text() == ""
+    assert re.fullmatch(log, (folder / "log").read_text())
 
 
 def listeners(process: psutil.Process) -> set[tuple[str, int]]:
@@ -288,7 +291,8 @@ def test_workers_are_added_up_and_one_that_dies_is_not_missed(
     tmp_path: Path, database_url: str, unused_port: int
 ) -> None:
     """What it had counted is kept; the connections that it had are not."""
-    with metered(tmp_path, database_url, unused_port, *TWO, end=signal.SIGINT) as meter:
+    log = r'.*"ended by SIGKILL".*\n'
+    with metered(tmp_path, database_url, unused_port, *TWO, end=signal.SIGINT, log=log) as meter:
         wait_for(lambda: meter.value("pool_connections") == 2)  # one of each
         sent = exercise(meter)
         for _ in range(40):
@@ -310,6 +314,18 @@ def test_workers_are_added_up_and_one_that_dies_is_not_missed(
         wait_for(lambda: meter.requests() == sent)
         wait_for(lambda: meter.value("pool_connections") == 2)
         assert meter.value("pool_connections") == 2
+
+
+def test_levels_of_restarted_workers_are_forgotten(
+    tmp_path: Path, database_url: str, unused_port: int
+) -> None:
+    with metered(tmp_path, database_url, unused_port, *TWO) as meter:
+        wait_for(lambda: meter.value("pool_connections") == 2)  # one of each
+        old = meter.program.workers()
+        meter.program.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: not any(worker.is_running() for worker in old))
+        wait_for(lambda: meter.value("pool_connections") == 2)
+        assert len(meter.program.workers()) == 2
 
 
 async def test_key_set_has_an_age(tmp_path: Path, database_url: str, unused_port: int) -> None:
@@ -364,6 +380,15 @@ def test_scraper_that_stays_does_not_keep_the_program(
             connection.connect(("127.0.0.2", unused_port))
         slow.sendall(b"GET /metrics HTTP/1.1\r\nHost:")
         assert "todo_api_pool_busy" in meter.text()
+
+
+def test_silent_client_of_the_metrics_is_disconnected(
+    monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    monkeypatch.setattr(metrics, "CLIENT_SECONDS", 0.2)
+    address = "127.0.0.1", unused_port
+    with metrics.served(*address, workers=1), socket.create_connection(address, 10) as client:
+        assert client.recv(1) == b""
 
 
 def test_port_in_use_is_said_in_one_line(tmp_path: Path, database_url: str) -> None:

@@ -67,11 +67,19 @@ def command(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str, **variables: str) -> Iterator[Program]:
-    """Run `todo-api serve` in a folder on a free port, and end it afterwards."""
+def serving(
+    folder: Path, *arguments: str, prelude: str | None = None, **variables: str
+) -> Iterator[Program]:
+    """Run `todo-api serve` in a folder on a free port, and end it afterwards.
+
+    The program's own process runs the Python code `prelude` first.
+    """
     log = (folder / "log").open("w")
+    program = command("serve", "--port", "0", *arguments)
+    if prelude is not None:
+        program[1:3] = ["-c", f"from todo_api import cli, server\n{prelude}\ncli.main()"]
     process = subprocess.Popen(
-        command("serve", "--port", "0", *arguments),
+        program,
         cwd=folder,
         env=environment(**variables),
         stdout=subprocess.PIPE,

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from prometheus_client import (
     REGISTRY,
@@ -33,6 +34,9 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 REFRESH_SECONDS = 1.0
 """How often what has a level, not a count, is looked at."""
+
+CLIENT_SECONDS = 10.0
+"""How long a client of the metrics may be silent. The library sets no limit."""
 
 _GAUGES = {
     "todo_api_requests_in_flight": "Requests that are being served.",
@@ -120,6 +124,8 @@ def served(host: str, port: int, workers: int) -> Iterator[None]:
                 f"METRICS_HOST and METRICS_PORT: cannot listen on {host} port {port}"
                 f" ({os.strerror(error.errno or 0)})"
             ) from error
+        handler: Any = server.RequestHandlerClass
+        server.RequestHandlerClass = type("Handler", (handler,), {"timeout": CLIENT_SECONDS})
         try:
             yield
         finally:
