@@ -2,11 +2,13 @@
 
 A script of its own, run by `todo_api.database.embedded` and by nobody else:
 
-    python -I -S supervisor.py FOLDER ACCOUNT COPY COMMAND…
+    python -I -S supervisor.py FOLDER LINK ACCOUNT COPY LOCK COMMAND…
 
-FOLDER is absolute. ACCOUNT is `uid:gid`, or empty to stay as one is. COPY is a folder to remove
-at the end, or empty. COMMAND is the server. The caller holds `supervisor.lock` and lets this
-process inherit it, so the lock is held without a gap until this process has ended.
+FOLDER is absolute. LINK leads clients to the socket and is removed when the last has gone, or is
+empty. ACCOUNT is `uid:gid`, or empty to stay as one is. COPY is a folder to remove at the end, and
+LOCK the open file that locks it; both may be empty. COMMAND is the server. The caller holds
+`supervisor.lock` and lets this process inherit it, so the lock is held without a gap until this
+process has ended. This process and the server inherit LOCK too: see `temporary.py`.
 
 It prints one line, `ready` or the reason why not, and closes its output. From then on it waits
 for an exclusive lock on `users.lock`. The kernel grants that when the last process sharing it has
@@ -55,14 +57,12 @@ def identity(account: tuple[int, ...] | None) -> dict[str, Any]:
 
 def main() -> None:
     """Run the server until its last user has left, or SIGTERM comes."""
-    folder, account, copy, *command = sys.argv[1:]
+    folder, link, account, copy, lock, *command = sys.argv[1:]
     if os.fork():  # the caller need not reap, nor even know, the process that stays
         os._exit(0)
     os.chdir("/")
-    if copy:  # systemd-tmpfiles passes over a folder that is locked
-        fcntl.flock(os.open(copy, os.O_RDONLY), fcntl.LOCK_EX)
     try:
-        Supervisor(Path(folder), account, command).run()
+        Supervisor(Path(folder), link, account, lock, command).run()
     finally:
         if copy:
             shutil.rmtree(copy, ignore_errors=True)
@@ -71,8 +71,12 @@ def main() -> None:
 class Supervisor:
     """Keeps one server running."""
 
-    def __init__(self, folder: Path, account: str, command: list[str]) -> None:
+    def __init__(
+        self, folder: Path, link: str, account: str, lock: str, command: list[str]
+    ) -> None:
         self._folder = folder
+        self._link = link
+        self._locks = [int(lock)] if lock else []
         self._account = tuple(map(int, account.split(":"))) if account else None
         self._command = command
         self._log = self._open_log()
@@ -91,7 +95,7 @@ class Supervisor:
             return
         self._report("ready")
         users = self._folder / "users.lock"
-        threading.Thread(target=await_last_user, args=(users,), daemon=True).start()
+        threading.Thread(target=await_last_user, args=(users, self._link), daemon=True).start()
         self._wait()
         pause = RESTART_SECONDS
         while not self._ending:
@@ -119,6 +123,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
+                pass_fds=self._locks,
                 **identity(self._account),
             )
         except OSError as error:
@@ -164,9 +169,12 @@ class Supervisor:
         os.dup2(self._log, 2)
 
 
-def await_last_user(users: Path) -> None:
+def await_last_user(users: Path, link: str) -> None:
     """Block until no process shares the lock, then have the main thread stop the server."""
     fcntl.flock(os.open(users, os.O_RDWR), fcntl.LOCK_EX)
+    if link:  # a process that comes now makes another when this one lets go of the lock
+        with suppress(OSError):
+            os.unlink(link)  # noqa: PTH108 - it is a link
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
