@@ -28,6 +28,13 @@ from todo_api.http.protocol import StrictProtocol
 from todo_api.http.tracing import set_defaults
 from todo_api.settings import Settings
 
+SILENT_SECONDS = 60
+"""How long a worker may be silent before the supervisor replaces it.
+
+A worker answers the supervisor only after its imports. On a busy machine they take more than
+uvicorn's 5 seconds, so the supervisor would kill every new worker, and the next one as well.
+"""
+
 NEW_OBJECTS_PER_COLLECTION = 50_000
 MANY_FILES = 65_536
 
@@ -88,6 +95,7 @@ def configuration(settings: Settings, database_url: str) -> uvicorn.Config:
         ws="none",
         lifespan="on",
         timeout_graceful_shutdown=settings.shutdown_timeout,
+        timeout_worker_healthcheck=SILENT_SECONDS,
     )
 
 
