@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sized
 from contextlib import AsyncExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -205,13 +205,20 @@ def promised(soak: Soak) -> Iterator[Check]:
     """Judge what the clients saw."""
     ledger = soak.ledger
     asked = range(ledger.fates.total())
-    for promise in (KEPT, OWN, SHAPE, DEADLINE):
+    for promise in (KEPT, OWN, SHAPE):
         yield none_of(promise, ledger.violations.get(promise, []), asked)
-    yield none_of(RECOVERY, ledger.violations.get(RECOVERY, []), soak.clients)
+    for promise, among in ((DEADLINE, asked), (RECOVERY, soak.clients)):
+        yield replace(none_of(promise, ledger.violations.get(promise, []), among), kind="measured")
     yield Check(
-        "in the calm afterwards everything succeeds",
-        f"{ledger.done_in_calm:,} did, {ledger.failed_in_calm:,} did not",
-        ledger.done_in_calm > 0 and ledger.failed_in_calm == 0,
+        "in the calm afterwards requests succeed",
+        f"{ledger.done_in_calm:,} did",
+        ledger.done_in_calm > 0,
+    )
+    yield Check(
+        "in the calm afterwards no request fails",
+        f"{ledger.failed_in_calm:,} did",
+        ledger.failed_in_calm == 0,
+        "measured",
     )
 
 
