@@ -1,6 +1,7 @@
 """What no client library sends: raw bytes, against the program itself."""
 
 import json
+import shutil
 import socket
 import struct
 import time
@@ -28,8 +29,15 @@ def database_url(database_url_of_module: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("program")
+def folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The program's folder, which is kept if a test has failed meanwhile."""
+    made = tmp_path_factory.mktemp("program")
+    failed = request.session.testsfailed
+    yield made
+    if request.session.testsfailed == failed:
+        shutil.rmtree(made)
 
 
 @pytest.fixture(scope="module")
@@ -315,5 +323,5 @@ def test_what_is_no_request_is_answered_and_logged_like_one(program: Program, fo
 
 def lines_of(folder: Path, start: int = 0) -> list[dict[str, object]]:
     """Return what the program has logged of requests, from one of them on."""
-    lines = map(json.loads, (folder / "log").read_text().splitlines()[1:])
+    lines = map(json.loads, (folder / "log").read_text().splitlines())
     return [line for line in lines if line["event"] == "request"][start:]
