@@ -357,12 +357,10 @@ def test_default_order_needs_no_sort(big: Explainer, statement: Statement) -> No
         for planner in ("force_custom_plan", "force_generic_plan"):
             plan = big.run(statement, owner, planner).plans[-1]
             assert not sorts(plan), (
-                f"tasks_by_creation does not give the default order, so it is sorted:{outline(plan)}"
+                f"tasks_by_creation does not give the default order:{outline(plan)}"
             )
     plan = big.plan(statement, MANY)
-    assert not sorts(plan), (
-        f"tasks_by_creation does not give the default order, so it is sorted:{outline(plan)}"
-    )
+    assert not sorts(plan), f"tasks_by_creation does not give the default order:{outline(plan)}"
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
