@@ -385,7 +385,6 @@ def test_port_in_use_is_said_in_one_line(tmp_path: Path, database_url: str) -> N
             env=environment(**KEYS, **variables),
             capture_output=True,
             text=True,
-            timeout=30,
             check=False,
         )
     assert ended.returncode == 1
