@@ -177,7 +177,7 @@ async def test_token_expires(
     short_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("todo_api.auth.tokens.LEEWAY", 0.0)
+    monkeypatch.setattr("todo_api.auth.tokens.LEEWAY", 3600.0)
     async with signed_up(empty_database_url, database_url, short_folder, expiration_time="1s") as (
         issuer,
         service,
@@ -185,6 +185,7 @@ async def test_token_expires(
     ):
         token = await issuer.token(ada)
         assert await status(service, token) == 200
+        monkeypatch.setattr("todo_api.auth.tokens.LEEWAY", 0.0)
         async with asyncio.timeout(30):
             while await status(service, token) == 200:
                 await asyncio.sleep(0.05)
