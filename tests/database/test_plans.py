@@ -16,15 +16,17 @@ from support.service import settings
 from todo_api.database.preamble import Preamble
 from todo_api.database.statement import Statement, encode
 from todo_api.tasks import statements
-from todo_api.tasks.fields import WRITABLE
+from todo_api.tasks.fields import WRITABLE, Status
+from todo_api.tasks.schemas import Order, Sort
 
-STATUSES: list[statements.Status | None] = [None, *get_args(statements.Status)]
-SORTS, ORDERS = get_args(statements.Sort), get_args(statements.Order)
+STATUSES: list[Status | None] = [None, *get_args(Status)]
+SORTS, ORDERS = get_args(Sort), get_args(Order)
 STATEMENTS = {
     "list_tasks": [
         statements.list_tasks(status, sort, order)
         for status, sort, order in product(STATUSES, SORTS, ORDERS)
     ],
+    "find_tasks": [statements.find_tasks(sort, order) for sort, order in product(SORTS, ORDERS)],
     "get_task": [statements.get_task()],
     "add_task": [statements.add_task()],
     "change_task": [
@@ -41,6 +43,16 @@ STATEMENTS = {
     "erase_owner": [statements.erase_owner()],
 }
 """Every statement, by the function that makes it."""
+
+
+FIRST = {
+    statements.find_tasks(sort, order).name: {
+        f"after_{number}": value
+        for number, value in enumerate(statements.first_position(sort, order), 1)
+    }
+    for sort, order in product(SORTS, ORDERS)
+}
+"""The position before every task, for each search by its name."""
 
 
 def case(statement: Statement) -> Any:
@@ -60,6 +72,11 @@ PLANNERS = [
 ]
 VALUES: dict[str, object] = {
     "known_version": None,
+    **dict.fromkeys(("status", "priority", "due_from", "due_before"), None),
+    "without_due_date": False,
+    "words": ["task"],
+    "count": False,
+    "limit": None,
     "if_match": [1],  # of every task in these tables
     "email": "a@example.com",
     "issued_at": 4_000_000_000,
@@ -98,7 +115,7 @@ FILL = """
         LATERAL (SELECT now() - (size - n) * interval '1 second') AS time (moment)
 """
 """Tasks in the order of their creation. Every user comes twenty times and adds five, but ada and
-eve add one. So a user's tasks lie scattered among the others', which is the worst case for an index."""
+eve add one. So a user's tasks lie scattered among the others', the worst case for an index."""
 
 
 def fill(url: str, size: int, whales: int) -> None:
@@ -179,7 +196,7 @@ class Explainer:
     def run(self, statement: Statement, owner: str, planner: str) -> Ran:
         """Run a statement for an owner and their newest task."""
         with self._connection.transaction(force_rollback=True):
-            values = self._begin(owner, plan_cache_mode=planner)
+            values = self._begin(statement, owner, plan_cache_mode=planner)
             before = self._pages()
             self._plans.clear()
             self._run_before(statement, values)
@@ -193,20 +210,21 @@ class Explainer:
             b"", b"EXPLAIN (FORMAT JSON) " + statement.sql, statement.parameters, writes=False
         )
         with self._connection.transaction(force_rollback=True):
-            values = self._begin(owner)
+            values = self._begin(statement, owner)
             self._run_before(statement, values)
             ((explained,),) = self._execute(explain, values)
             plan: dict[str, Any] = explained[0]["Plan"]
             return plan
 
-    def _begin(self, owner: str, **settings: str) -> dict[str, object]:
+    def _begin(self, statement: Statement, owner: str, **settings: str) -> dict[str, object]:
         """Return values for every parameter."""
         query = "SELECT max(id) FROM tasks WHERE user_id = $1"
         ((task_id,),) = RawCursor(self._connection).execute(query, [owner])
         for name, value in settings.items():
             self._connection.execute("SELECT set_config(%s, %s, true)", [name, value])
         owner_hash = sha256(owner.encode()).digest()
-        return {**VALUES, "owner": owner, "owner_hash": owner_hash, "task_id": task_id}
+        own = {"owner": owner, "owner_hash": owner_hash, "task_id": task_id}
+        return {**VALUES, **FIRST.get(statement.name, {}), **own}
 
     def _run_before(self, statement: Statement, values: Mapping[str, object]) -> None:
         """Run the preamble, and the statements that run before this one."""
@@ -404,6 +422,7 @@ def test_erasure_finds_the_tasks_by_an_index(big: Explainer, planner: str) -> No
 def test_statement_is_not_planned_for_each_request(big_url: str, statement: Statement) -> None:
     """PostgreSQL plans for the values at most five times, and then keeps the generic plan."""
     values = {**VALUES, "owner": SOME, "owner_hash": sha256(SOME.encode()).digest(), "task_id": 1}
+    values |= FIRST.get(statement.name, {})
     before = Preamble(settings()).before(statement)
     assert before is not None
     with psycopg.connect(big_url) as connection:

@@ -7,8 +7,9 @@ A script of its own. Only `todo_api.database.embedded` runs it:
 FOLDER is absolute. LINK is the link by which clients find the socket, or empty. The supervisor
 removes it when the last client has gone. ACCOUNT is `uid:gid`, or empty to keep the account. COPY
 is a folder to remove at the end, and LOCK the open file that locks it. Both may be empty. COMMAND
-is the server. The caller holds `supervisor.lock` and this process inherits it, so the lock is held without a gap
-until this process ends. This process and the server inherit LOCK too: see `temporary.py`.
+is the server. The caller holds `supervisor.lock` and this process inherits it, so the lock is held
+without a gap until this process ends. This process and the server inherit LOCK too, see
+`temporary.py`.
 
 It prints one line, `ready` or the reason for a failure, and closes its output. Then it waits for an
 exclusive lock on `users.lock`. Every process that uses the server shares that lock. The kernel

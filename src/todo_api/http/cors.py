@@ -28,6 +28,8 @@ REQUEST_HEADERS = (
 )
 RESPONSE_HEADERS = (
     "ETag",
+    "Link",
+    "X-Total-Count",
     "Location",
     "RateLimit",
     "RateLimit-Policy",

@@ -137,9 +137,11 @@ class Task(SQLModel, table=True):
     )
     title: str = Field(sa_type=Text)
     title_key: str = Field(sa_type=Text, sa_column_kwargs={"server_default": sql("''")})
-    """The title folded, for the order by title. The program writes it, so that the order does not
-    depend on the server's collation."""
+    """The title folded, for searches and the order by title. The program writes it, so that neither
+    depends on the server's collation."""
     description: str | None = Field(default=None, sa_type=Text)
+    description_key: str | None = Field(default=None, sa_type=Text)
+    """The description folded, for searches."""
     status: str = Field(sa_type=Text, sa_column_kwargs={"server_default": sql("'incomplete'")})
     priority: str | None = Field(default=None, sa_type=Text)
     due_date: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))

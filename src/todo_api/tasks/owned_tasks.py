@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from time import time
 from typing import NamedTuple
@@ -13,18 +14,12 @@ from todo_api.errors import AccountErased, ApiError, TaskChanged, TaskNotFound
 from todo_api.tasks import statements
 from todo_api.tasks.fields import DEFAULTS
 from todo_api.tasks.model import EMAIL_LENGTH
+from todo_api.tasks.query import direction, read_cursor, status, words
 from todo_api.tasks.schemas import TaskQuery
 
 WRITES_PER_CLEANING = 16
 """Writes in every 16th millisecond also remove expired tombstones."""
 
-_STATUSES: Mapping[str, statements.Status | None] = {
-    "all": None,
-    "incomplete": "incomplete",
-    "pending": "incomplete",
-    "complete": "complete",
-    "completed": "complete",
-}
 MAXIMUM_OWNERS = 100_000
 
 
@@ -57,6 +52,8 @@ class TaskList(NamedTuple):
     version: int
     first: Rows
     rest: StreamedRows | None
+    total: int | None = None
+    """How many tasks match, if the query asks for that."""
 
 
 Versions = list[int] | None
@@ -82,10 +79,37 @@ class OwnedTasks:
 
     async def list(self, query: TaskQuery, known: int | None = None) -> TaskList:
         """Return the version of the list and its tasks. A `known` version has no tasks."""
-        statement = statements.list_tasks(_STATUSES[query.status], query.sort, query.order)
+        if not query.is_plain:
+            return await self._find(query, known)
+        statement = statements.list_tasks(status(query), query.sort, query.order)
         values = {"known_version": known}
         (version, *first), rest = await self._database.stream(self.owner.id, statement, values)
         return TaskList(int(version), first, rest)
+
+    async def _find(self, query: TaskQuery, known: int | None) -> TaskList:
+        order = direction(query)
+        after = read_cursor(query, self.owner.id) or statements.first_position(query.sort, order)
+        values = {
+            "known_version": known,
+            "status": status(query),
+            "priority": query.priority,
+            "due_from": query.due_from,
+            "due_before": query.due_before,
+            "without_due_date": query.due == "none",
+            "words": words(query),
+            "count": query.count,
+            "limit": query.limit and query.limit + 1,
+            **{f"after_{number}": value for number, value in enumerate(after, 1)},
+        }
+        statement = statements.find_tasks(query.sort, order)
+        if query.limit is None:
+            rows, rest = await self._database.stream(self.owner.id, statement, values)
+        else:
+            page = replace(statement, streamed=False)
+            rows, rest = await self._database.run(self.owner.id, page, values), None
+        version, *tasks = rows
+        total = int(tasks.pop(0)) if query.count and tasks else None
+        return TaskList(int(version), tasks, rest, total)
 
     async def get(self, task_id: int) -> bytes:
         """Return one task."""

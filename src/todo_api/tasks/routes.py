@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from http import HTTPStatus
-from typing import Annotated, Any, get_args
-from urllib.parse import parse_qsl
+from typing import Annotated, Any
 
 import jiter
 from fastapi import APIRouter, Body, Header, Path, Query, Security
@@ -20,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from todo_api.auth.owner import Authenticator, Owner
-from todo_api.errors import InvalidJson, InvalidParameter, InvalidTaskId, NothingToChange
+from todo_api.errors import InvalidJson, InvalidTaskId, NothingToChange
 from todo_api.http.answers import FieldsProblem, Problem, array_answer, json_answer
 from todo_api.http.body import JSON, MERGE_PATCH, read_object
 from todo_api.http.conditional import EntityTags, read_entity_tags
@@ -28,6 +27,7 @@ from todo_api.http.routing import PrivateRoute, Reads
 from todo_api.tasks import schemas
 from todo_api.tasks.fields import MAXIMUM_ID
 from todo_api.tasks.owned_tasks import OwnedTasks, version_of
+from todo_api.tasks.query import cursor_after, next_link, read_task_query
 
 REVALIDATED = {"Cache-Control": "private, no-cache"}
 """Lets a browser keep an answer, and ask each time whether it is still true."""
@@ -51,35 +51,6 @@ async def _read_if_match(request: Request) -> list[int] | None:
 
 async def _read_if_none_match(request: Request) -> EntityTags | None:
     return read_entity_tags(request, "If-None-Match")
-
-
-_ALLOWED: Mapping[str, tuple[str, ...]] = {
-    "status": get_args(schemas.TaskQuery.model_fields["status"].annotation),
-    "sort": get_args(schemas.TaskQuery.model_fields["sort"].annotation),
-    "order": ("asc", "desc"),
-}
-_EVERYTHING = schemas.TaskQuery()
-
-
-async def _read_query(request: Request) -> schemas.TaskQuery:
-    """Read the parameters of a list: each at most once, and only the values allowed."""
-    query = request.scope["query_string"]
-    if not query:
-        return _EVERYTHING
-    given: dict[str, str] = {}
-    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if name not in _ALLOWED:
-            raise InvalidParameter("Unknown query parameter. Allowed are status, sort and order")
-        if name in given:
-            raise InvalidParameter(f"The query parameter {name} must be given at most once")
-        if value not in _ALLOWED[name]:
-            raise InvalidParameter(f"Invalid {name} value. Must be {_one_of(_ALLOWED[name])}")
-        given[name] = value
-    return schemas.TaskQuery.model_validate(given)
-
-
-def _one_of(values: tuple[str, ...]) -> str:
-    return f"{', '.join(values[:-1])} or {values[-1]}"
 
 
 async def _read_new_task(request: Request) -> schemas.NewTask:
@@ -125,7 +96,7 @@ IfNoneMatch = Annotated[
     WithJsonSchema({"type": "string"}),
     Reads(_read_if_none_match),
 ]
-TaskQuery = Annotated[schemas.TaskQuery, Query(), Reads(_read_query)]
+TaskQuery = Annotated[schemas.TaskQuery, Query(), Reads(read_task_query)]
 NewTask = Annotated[schemas.NewTask, Body(), Reads(_read_new_task)]
 TaskChange = Annotated[schemas.TaskChange, Body(), Reads(_read_change)]
 StatusChange = Annotated[schemas.StatusChange, Body(), Reads(_read_status)]
@@ -138,15 +109,22 @@ def _task_answer(
     return json_answer(task, status, {"ETag": f'"{version_of(task)}"', **(headers or {})})
 
 
-async def list_tasks(tasks: Tasks, query: TaskQuery, if_none_match: IfNoneMatch) -> Response:
-    """List all tasks, or those of one status."""
+async def list_tasks(
+    tasks: Tasks, query: TaskQuery, if_none_match: IfNoneMatch, request: Request
+) -> Response:
+    """List the tasks, all of them unless parameters ask for some."""
     prefix = f'"{blake2b(tasks.owner.id.encode(), digest_size=9).hexdigest()}-'
     known = _known_version(if_none_match, prefix)
     found = await tasks.list(query, known)
     headers = {"ETag": f'{prefix}{found.version}"', **REVALIDATED}
     if found.version == known:
         return Response(status_code=304, headers=headers)
-    return array_answer(found.first, found.rest, headers)
+    if found.total is not None:
+        headers["X-Total-Count"] = str(found.total)
+    shown = found.first[: query.limit]
+    if len(shown) < len(found.first):
+        headers["Link"] = next_link(request, cursor_after(shown[-1], query, tasks.owner.id))
+    return array_answer(shown, found.rest, headers)
 
 
 def _known_version(tags: EntityTags | None, prefix: str) -> int | None:

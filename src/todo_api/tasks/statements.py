@@ -11,33 +11,34 @@ a CASE or beside a column.
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import (
     ARRAY,
     CTE,
     BigInteger,
+    Boolean,
     ColumnElement,
     DateTime,
     Float,
+    Integer,
     LargeBinary,
     Text,
+    and_,
     any_,
     bindparam,
     literal_column,
     not_,
     or_,
+    tuple_,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import case, col, delete, func, select, update
 
 from todo_api.database.statement import Statement
-from todo_api.tasks.fields import FIELDS, PRIORITIES, WRITABLE
+from todo_api.tasks.fields import FIELDS, MAXIMUM_ID, PRIORITIES, TITLE_LENGTH, WRITABLE, Status
 from todo_api.tasks.model import TOMBSTONE_DAYS, Erasure, Task, Tombstone, User
-
-Status = Literal["incomplete", "complete"]
-Sort = Literal["created", "updated", "title", "due_date", "priority"]
-Order = Literal["asc", "desc"]
+from todo_api.tasks.schemas import Order, Sort
 
 TOMBSTONES_AT_ONCE = 100
 """The most expired tombstones that one write removes."""
@@ -109,7 +110,9 @@ _NEW: dict[str, Any] = {
     name: bindparam(f"new_{name}", type_=_TASK.c[name].type) for name in WRITABLE
 }
 
-_PRIORITY = func.array_position(literal_column(f"ARRAY{list(PRIORITIES)}"), col(Task.priority))
+_PRIORITY = func.array_position(
+    literal_column(f"ARRAY{list(PRIORITIES)}"), col(Task.priority), type_=Integer()
+)
 _SORT_KEYS: dict[Sort, tuple[list[Any], Order]] = {
     "created": ([col(Task.created_at)], "desc"),
     "updated": ([col(Task.updated_at)], "desc"),
@@ -140,8 +143,83 @@ def list_tasks(status: Status | None, sort: Sort, order: Order | None) -> Statem
     if status:
         tasks = tasks.where(col(Task.status) == literal_column(f"'{status}'"))
     name = f"list_{status or 'all'}_by_{sort}_{direction}"
-    version = _current_version()
-    return Statement.compiled(name, _after_version(version, tasks), streamed=True)
+    return Statement.compiled(name, _after_version(tasks), streamed=True)
+
+
+@cache
+def find_tasks(sort: Sort, order: Order) -> Statement:
+    """Select the owner's tasks by any filters, from a place in this order on.
+
+    One statement for all combinations, because each prepared statement costs memory on every
+    connection: a filter that is null selects everything.
+    """
+    keys = [*_keys_without_null(sort, order), col(Task.id)]
+    after: list[Any] = [
+        bindparam(f"after_{number}", type_=key.type) for number, key in enumerate(keys, 1)
+    ]
+    here, there = tuple_(*keys), tuple_(*after)
+    is_after = here > there if order == "asc" else here < there
+    directed = [getattr(key, order)() for key in keys]
+    tasks = select(*_shown(_TASK.c)).where(_ITS_OWN, *_filters(), is_after).order_by(*directed)
+    tasks = tasks.limit(bindparam("limit", type_=BigInteger()))
+    return Statement.compiled(
+        f"find_by_{sort}_{order}", _after_version(tasks, counts=True), streamed=True
+    )
+
+
+def _keys_without_null(sort: Sort, order: Order) -> list[Any]:
+    """Return a sort's keys, with a last value in place of null."""
+    keys, _ = _SORT_KEYS[sort]
+    down = order == "desc"
+    last: dict[Sort, str] = {
+        "due_date": f"timestamptz '{'-infinity' if down else 'infinity'}'",
+        "priority": str(0 if down else len(PRIORITIES) + 1),
+    }
+    if sort not in last:
+        return keys
+    return [func.coalesce(keys[0], literal_column(last[sort]), type_=keys[0].type), *keys[1:]]
+
+
+def _filters() -> list[Any]:
+    """Return the conditions of a search. Each holds for every task if its value is null."""
+    wanted = bindparam("status", type_=Text())
+    priority = bindparam("priority", type_=Text())
+    due_from: Any = bindparam("due_from", type_=DateTime(timezone=True))
+    due_before: Any = bindparam("due_before", type_=DateTime(timezone=True))
+    without_due_date = bindparam("without_due_date", type_=Boolean())
+    word = func.unnest(bindparam("words", type_=ARRAY(Text()))).column_valued("word")
+    is_missing = and_(
+        func.strpos(col(Task.title_key), word) == literal_column("0"),
+        func.strpos(func.coalesce(col(Task.description_key), literal_column("''")), word)
+        == literal_column("0"),
+    )
+    return [
+        or_(wanted.is_(None), col(Task.status) == wanted),
+        or_(
+            priority.is_(None),
+            func.coalesce(col(Task.priority), literal_column("'none'")) == priority,
+        ),
+        or_(due_from.is_(None), col(Task.due_date) >= due_from),
+        or_(due_before.is_(None), col(Task.due_date) < due_before),
+        or_(not_(without_due_date), col(Task.due_date).is_(None)),
+        not_(select(word).where(is_missing).exists()),
+    ]
+
+
+def first_position(sort: Sort, order: Order) -> list[Any]:
+    """Return a position before every task of an order."""
+    down = order == "desc"
+    infinity = "infinity" if down else "-infinity"
+    # No title is longer than this, or has a later character.
+    beyond = "\U0010ffff" * (TITLE_LENGTH + 1) if down else ""
+    keys: dict[Sort, list[Any]] = {
+        "created": [infinity],
+        "updated": [infinity],
+        "title": [beyond],
+        "due_date": [infinity, down],
+        "priority": [len(PRIORITIES) + 2 if down else -1],
+    }
+    return [*keys[sort], MAXIMUM_ID if down else 0]
 
 
 def _current_version() -> CTE:
@@ -150,15 +228,22 @@ def _current_version() -> CTE:
     return select(version.label("version")).where(col(User.id) == _OWNER).cte("current")
 
 
-def _after_version(current: CTE, tasks: Any) -> Any:
+def _after_version(tasks: Any, *, counts: bool = False) -> Any:
     """Select the version, and then the tasks unless the client knows that version.
 
     PostgreSQL does not read the tasks for a version that the client knows, because that condition
-    does not depend on their rows.
+    does not depend on their rows. With `counts` the number of all matching tasks can come between.
     """
+    current = _current_version()
     is_new = select(current.c.version).scalar_subquery().is_distinct_from(_KNOWN_VERSION)
+    parts: list[Any] = [_as_json(tasks.where(is_new).subquery("task"))]
+    if counts:
+        is_wanted = bindparam("count", type_=Boolean())
+        number: Any = select(func.to_json(func.count())).select_from(Task)
+        number = number.where(_ITS_OWN, *_filters(), is_new, is_wanted)
+        parts.insert(0, number.having(and_(is_wanted, is_new)))
     head: Any = select(func.to_json(current.c.version))
-    return head.union_all(_as_json(tasks.where(is_new).subquery("task")))
+    return head.union_all(*parts)
 
 
 @cache

@@ -67,6 +67,7 @@ def _make_tables() -> None:
         sa.Column("title", sa.Text, nullable=False),
         sa.Column("title_key", sa.Text, nullable=False, server_default=sa.text("''")),
         sa.Column("description", sa.Text),
+        sa.Column("description_key", sa.Text),
         sa.Column("status", sa.Text, nullable=False, server_default=sa.text("'incomplete'")),
         sa.Column("priority", sa.Text),
         sa.Column("due_date", sa.DateTime(timezone=True)),
@@ -156,10 +157,10 @@ def _grant() -> None:
         "users": "SELECT (id, version, tokens_from), INSERT (id, email, version),"
         " UPDATE (version, tokens_from), DELETE",
         "tasks": "SELECT, DELETE,"
-        " INSERT (user_id, title, title_key, description, status, priority, due_date, due_is_day,"
-        " completed_at, version),"
-        " UPDATE (title, title_key, description, status, priority, due_date, due_is_day,"
-        " completed_at, updated_at, version)",
+        " INSERT (user_id, title, title_key, description, description_key, status, priority,"
+        " due_date, due_is_day, completed_at, version),"
+        " UPDATE (title, title_key, description, description_key, status, priority, due_date,"
+        " due_is_day, completed_at, updated_at, version)",
         "tombstones": "SELECT, INSERT (user_id, version, task_id), DELETE",
         "erasures": "SELECT, INSERT (user_hash, version, erased_at), UPDATE (version, erased_at)",
         "restorations": "SELECT",
