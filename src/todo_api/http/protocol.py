@@ -257,7 +257,7 @@ class StrictProtocol(HttpToolsProtocol):
         if not space:
             if found.end() < len(data):  # not a method
                 return data
-            self._partial_method, self._head_open = data, True
+            self._partial_method, self._head_open, self._framing_bytes = data, True, len(data)
             return b""
         if method + space in _USUAL_METHODS:
             return data
