@@ -181,6 +181,7 @@ def test_valid_host_is_accepted(program: Program, host: bytes) -> None:
 
 
 METHODS = [
+    b"XGET",
     b"patch",
     b"Get",
     b"FOO",

@@ -231,7 +231,7 @@ class StrictProtocol(HttpToolsProtocol):
                 return
         self._framing_bytes += len(data)
         self._unset_keepalive_if_required()
-        if self._is_idle and not data.startswith(_USUAL_METHODS):
+        if self._is_idle and (self._partial_method or not data.startswith(_USUAL_METHODS)):
             data = self._replace_method(data)
         try:
             self.parser.feed_data(data)
