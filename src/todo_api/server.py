@@ -47,7 +47,7 @@ STOP_SECONDS = 10
 """How long a worker may take to stop, in addition to `SHUTDOWN_TIMEOUT`."""
 
 TICK_SECONDS = 0.5
-"""How often uvicorn's supervisor looks after its workers."""
+"""The interval of uvicorn's supervisor between two health checks."""
 
 NEW_OBJECTS_PER_COLLECTION = 50_000
 """Requests leave almost no garbage. Python's default, 700, took 4 % of their CPU (measured)."""
@@ -76,21 +76,21 @@ class _Health:
     is_ready: bool = False
     """Whether the worker has started to serve."""
     is_asked: bool = False
-    """Whether the worker owes an answer."""
+    """Whether the worker still has to answer the last ping."""
     silent_ticks: int = 0
-    """How often the supervisor has looked since the worker last answered that it serves."""
+    """The number of health checks since the worker last answered that it serves."""
     failed_starts: int = 0
-    """How many workers in a row have failed to start, the ones before this one included."""
+    """The number of failed starts in a row, including those of the workers before this one."""
     pause_ticks: int = 0
-    """How often the supervisor looks until it replaces the worker, which has ended."""
+    """The number of health checks until a new worker replaces this one, which has ended."""
 
 
 class Supervisor(Multiprocess):
-    """uvicorn's supervisor of several workers, with its own health check.
+    """uvicorn's supervisor of several workers, with a health check of its own.
 
-    uvicorn's check blocks the supervisor, so that it cannot stop while a worker starts. It replaces
-    workers that cannot start for ever, and below the log level. This one logs each replacement.
-    It gives up if no worker serves and several in a row have failed to start.
+    uvicorn's check blocks the supervisor, which then cannot stop while a worker starts. It logs
+    replacements only as INFO, and replaces workers for ever that cannot start. This check logs
+    each replacement, and gives up if no worker serves and three in a row have failed to start.
 
     The supervisor calls `on_exit` with the id of each worker that has ended.
     """
@@ -106,15 +106,9 @@ class Supervisor(Multiprocess):
         self._health: dict[Process, _Health] = {}
 
     def init_processes(self) -> None:
-        """Start the workers with Ctrl-C blocked, which they inherit.
-
-        The terminal sends it to them too, and during their imports it would end in a traceback.
-        This process gets it as well, and stops them in order.
-        """
-        resource_tracker.ensure_running()  # here, because it unblocks the signal when it starts
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        super().init_processes()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        """Start the workers."""
+        with _ctrl_c_blocked():
+            super().init_processes()
         self._known = self._running()
 
     def keep_subprocess_alive(self) -> None:
@@ -151,7 +145,7 @@ class Supervisor(Multiprocess):
     def _failure(self, worker: Process, health: _Health) -> str | None:
         """Return why a worker must be replaced, if so."""
         if (code := worker.exitcode) is not None:
-            return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            return f"signal {-code}" if code < 0 else f"exit code {code}"
         health.silent_ticks += 1
         with suppress(OSError, EOFError):
             _ask(worker, health)
@@ -183,11 +177,27 @@ class Supervisor(Multiprocess):
     def _start(self, index: int, failed_starts: int) -> None:
         worker = self.processes[index] = Process(self.config, self.sockets)
         self._health[worker] = _Health(failed_starts=failed_starts)
-        worker.start()
+        with _ctrl_c_blocked():
+            worker.start()
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Block Ctrl-C, also in the workers that start meanwhile.
+
+    The terminal sends it to them too, and during their imports it would end in a traceback. The
+    supervisor gets it as well, and stops them gracefully.
+    """
+    resource_tracker.ensure_running()  # here, because it unblocks the signal when it starts
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _ask(worker: Process, health: _Health) -> None:
-    """Take the worker's answers, which say whether it serves, and ask again."""
+    """Read the worker's answers, which say whether it serves, and send the next ping."""
     while worker.parent_conn.poll():
         health.is_asked = False
         if worker.parent_conn.recv():

@@ -33,7 +33,7 @@ def database_url(database_url_of_module: str) -> str:
 def folder(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """The program's folder, which is kept if a test has failed meanwhile."""
+    """Yield the program's folder, and remove it unless a test has failed."""
     made = tmp_path_factory.mktemp("program")
     failed = request.session.testsfailed
     yield made
@@ -50,7 +50,7 @@ def running(folder: Path, database_url: str) -> Iterator[Program]:
 
 @pytest.fixture
 def program(running: Program, folder: Path, sql: psycopg.Connection) -> Iterator[Program]:
-    """The program, which every test has to leave unharmed, on an empty database."""
+    """Yield the program on an empty database, and check it after the test."""
     sql.execute("TRUNCATE users CASCADE")
     yield running
     assert httpx2.get(f"{running.address}/livez").status_code == 200
@@ -80,7 +80,7 @@ def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
 
-def test_odd_targets_and_requests(program: Program) -> None:
+def test_unusual_request_line_gets_its_status(program: Program) -> None:
     lines = {
         "GET /api/x/../tasks HTTP/1.1": 404,
         "GET /api/./tasks HTTP/1.1": 404,
@@ -140,7 +140,7 @@ def test_target_that_browsers_send_is_accepted(program: Program, target: str) ->
     assert status(exchange(program, request)) == 200
 
 
-def test_user_id_with_unusual_characters_is_found(program: Program) -> None:
+def test_user_id_with_unusual_characters_is_decoded(program: Program) -> None:
     for spelling in ("auth0|1[2]", "auth0%7C1%5b2%5D"):
         signed = f"Authorization: Bearer {token('auth0|1[2]')}\r\nConnection: close\r\n"
         request = f"GET /api/{spelling}/tasks HTTP/1.1\r\nHost: x\r\n{signed}\r\n".encode()
@@ -182,6 +182,7 @@ def test_valid_host_is_accepted(program: Program, host: bytes) -> None:
 
 
 METHODS = [
+    b"XGET",
     b"patch",
     b"Get",
     b"FOO",
@@ -203,7 +204,7 @@ def test_unknown_method_is_405_or_404_and_the_connection_goes_on(
         request = method + b" " + path + fields
         with connect(program) as connection:
             connection.sendall(request[:split])
-            time.sleep(0.01)  # let the parts arrive apart: there is no event for that
+            time.sleep(0.01)  # the parts must arrive separately, and no event tells when
             connection.sendall(request[split:])
             answer = connection.recv(65_536)
             assert status(answer) == expected
@@ -215,7 +216,9 @@ def test_unknown_method_is_405_or_404_and_the_connection_goes_on(
             assert status(read(connection)) == 201
 
 
-def test_method_in_lower_case_reads_like_any_wrong_method(program: Program, folder: Path) -> None:
+def test_method_in_lower_case_is_logged_and_has_cors_headers(
+    program: Program, folder: Path
+) -> None:
     before = len(lines_of(folder))
     fields = b"Host: x\r\nOrigin: http://localhost:3000\r\nConnection: close\r\n\r\n"
     answer = exchange(program, b"\r\n\r\npatch /api/tasks/1 HTTP/1.1\r\n" + fields)
@@ -228,17 +231,17 @@ def test_method_in_lower_case_reads_like_any_wrong_method(program: Program, fold
 @pytest.mark.parametrize(
     "start", [b"X" * 33 + b" / HTTP/1.1", b"(x) / HTTP/1.1", b"\x16\x03\x01\x02", b"get", b" / "]
 )
-def test_what_begins_with_no_method_is_invalid(program: Program, start: bytes) -> None:
+def test_data_that_begins_without_a_method_is_invalid(program: Program, start: bytes) -> None:
     assert status(exchange(program, start + b"\r\nHost: x\r\n\r\n")) == 400
 
 
-def test_unknown_method_behind_a_request_in_flight_waits_for_its_answer(
+def test_unknown_method_is_answered_after_the_request_in_flight(
     program: Program, database_url: str
 ) -> None:
     with connect(program) as connection, psycopg.connect(database_url) as holder:
         holder.execute("LOCK TABLE tasks IN SHARE MODE")
         connection.sendall(WHOLE.replace(b"Connection: close\r\n", b""))
-        time.sleep(0.01)  # let the parts arrive apart: there is no event for that
+        time.sleep(0.01)  # the parts must arrive separately, and no event tells when
         connection.sendall(b"patch /api/tasks/1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         holder.rollback()
         answer = read(connection)
@@ -260,7 +263,7 @@ def test_unknown_method_behind_a_request_in_flight_waits_for_its_answer(
         b"Host: x\r\nA: \x00\r\n",
     ],
 )
-def test_doubtful_framing_is_refused(program: Program, fields: bytes) -> None:
+def test_ambiguous_framing_is_refused(program: Program, fields: bytes) -> None:
     answer = exchange(program, b"GET /health HTTP/1.1\r\n" + fields + b"\r\n")
     assert status(answer) == 400
     assert b'{"error": ' in answer
@@ -283,7 +286,7 @@ def test_large_head_is_refused_early(program: Program) -> None:
                 sent += 65_536
         except OSError:
             pass
-        assert sent < 10_000_000, "an endless header field was read on and on"
+        assert sent < 10_000_000, "the server reads an endless header field"
 
 
 @pytest.mark.parametrize("size", [8_193, 60_000, 70_000, 1_000_000])
@@ -315,7 +318,7 @@ def test_trailer_is_not_a_header_field(program: Program) -> None:
 
 @pytest.mark.parametrize("upgrade", [b"h2c", b"websocket", b"TLS/1.2"])
 @pytest.mark.parametrize("split", [0, 1, 10, 10_000])
-def test_upgrade_is_ignored_and_the_body_counts(
+def test_upgrade_is_ignored_and_the_body_is_read(
     program: Program, sql: psycopg.Connection, upgrade: bytes, split: int
 ) -> None:
     """`curl --http2` sends such a head with every request."""
@@ -329,14 +332,14 @@ def test_upgrade_is_ignored_and_the_body_counts(
         end = len(request) - split if split < len(request) else 1
         with connect(program) as connection:
             connection.sendall(request[:end])
-            time.sleep(0.01)  # let the parts arrive apart: there is no event for that
+            time.sleep(0.01)  # the parts must arrive separately, and no event tells when
             connection.sendall(request[end:])
             assert status(read(connection)) == 201
     titles = sql.execute("SELECT title FROM tasks").fetchall()
     assert titles == [("x",), ("x",)]
 
 
-def test_answer_is_sent_before_what_cannot_be_parsed(
+def test_answer_is_sent_although_invalid_data_follows(
     program: Program, sql: psycopg.Connection
 ) -> None:
     answer = exchange(program, WHOLE.replace(b"Connection: close\r\n", b"") + b"GARBAGE\r\n\r\n")
@@ -370,7 +373,7 @@ def test_refusal_of_a_large_body_reaches_the_client(program: Program, size: int)
                 sent += 65_536
         except OSError:
             pass
-        assert sent < 20_000_000, "an endless body was read on and on"
+        assert sent < 20_000_000, "the server reads an endless body"
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -382,7 +385,9 @@ def test_refusal_of_a_large_body_reaches_the_client(program: Program, size: int)
         b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-def test_client_that_leaves_early_is_no_error(program: Program, rest: bytes, reset: bool) -> None:
+def test_client_that_leaves_early_causes_no_error(
+    program: Program, rest: bytes, reset: bool
+) -> None:
     with connect(program) as connection:
         connection.sendall(LINE + SIGNED + rest)
         if reset:
@@ -391,10 +396,10 @@ def test_client_that_leaves_early_is_no_error(program: Program, rest: bytes, res
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_refusal_of_a_body_reaches_a_client_that_keeps_no_connection(
+def test_refusal_of_a_body_reaches_a_client_without_keep_alive(
     program: Program, version: bytes
 ) -> None:
-    """As proxies do: HTTP/1.0, or `Connection: close`."""
+    """Proxies send HTTP/1.0, or `Connection: close`."""
     line = LINE.replace(b"1.1", version)
     for _ in range(10):
         body = b" " * 900_000
@@ -402,7 +407,7 @@ def test_refusal_of_a_body_reaches_a_client_that_keeps_no_connection(
         assert status(exchange(program, head + body)) == 401
 
 
-def test_late_body_of_a_refused_request_does_not_cost_the_next_one(program: Program) -> None:
+def test_late_body_of_a_refused_request_is_skipped(program: Program) -> None:
     with connect(program) as connection:
         connection.sendall(LINE + b"Content-Length: 14\r\n\r\n")
         refused = connection.recv(65_536)
@@ -412,7 +417,7 @@ def test_late_body_of_a_refused_request_does_not_cost_the_next_one(program: Prog
 
 
 @pytest.mark.parametrize("rest", [b'{"tit', b'{"title": "y"}'])
-def test_request_behind_one_in_flight_waits_for_its_body(
+def test_pipelined_request_waits_for_its_body(
     program: Program, database_url: str, rest: bytes
 ) -> None:
     with connect(program) as connection, psycopg.connect(database_url) as holder:
@@ -428,7 +433,7 @@ def test_request_behind_one_in_flight_waits_for_its_body(
         assert answer.count(b"HTTP/1.1 201 Created") == 2
 
 
-def test_broken_request_behind_one_in_flight_does_not_answer_for_it(
+def test_invalid_pipelined_request_does_not_spoil_the_answer_before_it(
     program: Program, database_url: str
 ) -> None:
     broken = LINE + SIGNED + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
@@ -441,7 +446,7 @@ def test_broken_request_behind_one_in_flight_does_not_answer_for_it(
     assert answer.count(b"HTTP/1.1") == 1
 
 
-def test_client_that_sends_ahead_and_leaves_is_no_error(program: Program, folder: Path) -> None:
+def test_client_that_pipelines_and_leaves_causes_no_error(program: Program, folder: Path) -> None:
     document = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
     for _ in range(5):
         with socket.socket() as connection:
@@ -456,7 +461,9 @@ def test_client_that_sends_ahead_and_leaves_is_no_error(program: Program, folder
     assert "unexpected error" not in (folder / "log").read_text()
 
 
-def test_what_is_no_request_is_answered_and_logged_like_one(program: Program, folder: Path) -> None:
+def test_invalid_request_is_answered_and_logged_like_any_error(
+    program: Program, folder: Path
+) -> None:
     fields = b"Host: x\r\nOrigin: http://localhost:3000\r\nX-Request-ID: broken-1\r\n"
     kinds = {
         b"GET /api/tasks HTTP/1.1\r\n" + fields + b"Content-Length: x\r\n\r\n": 400,
@@ -479,6 +486,6 @@ def test_what_is_no_request_is_answered_and_logged_like_one(program: Program, fo
 
 
 def lines_of(folder: Path, start: int = 0) -> list[dict[str, object]]:
-    """Return what the program has logged of requests, from one of them on."""
+    """Return the log lines of requests without the first `start`."""
     lines = map(json.loads, (folder / "log").read_text().splitlines())
     return [line for line in lines if line["event"] == "request"][start:]

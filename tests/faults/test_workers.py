@@ -95,7 +95,7 @@ def test_replacement_of_a_dead_worker_is_logged_with_its_reason(
         wait_for_workers(program)
         victim = program.workers()[0]
         victim.kill()
-        wait_for(lambda: replaced(tmp_path) == {victim.pid: "ended by SIGKILL"})
+        wait_for(lambda: replaced(tmp_path) == {victim.pid: "signal 9"})
         wait_for_workers(program)
         assert program.stop() == 0
 

@@ -25,14 +25,11 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from todo_api.errors import StartupError
-from todo_api.http.observation import NO_ROUTE, reported_status
+from todo_api.http.observation import METHODS, NO_ROUTE, OTHER_METHOD, reported_status
 from todo_api.request_context import RequestContext
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds. Most requests take one or two milliseconds."""
-
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-"""Any other one is counted as `other`: it is the client's word."""
 
 REFRESH_SECONDS = 1.0
 """How often what has a level, not a count, is looked at."""
@@ -74,7 +71,7 @@ class Metrics:
 
     def observe(self, context: RequestContext, seconds: float) -> None:
         """Count a request."""
-        method = context.method if context.method in METHODS else "other"
+        method = context.method if context.method in METHODS else OTHER_METHOD
         labels = method, context.route or NO_ROUTE, reported_status(context)
         self._requests.labels(*labels).observe(seconds)
         if context.error is not None:

@@ -61,11 +61,11 @@ _METHOD = re.compile(rb"[\r\n]*([\w!#$%&'*+.^`|~-]{1,32})( ?)", re.ASCII)
 _TARGET = re.compile(rb"""[^#"<>\\`{}?]*(\?[^#"<>]*)?""")
 """A target with the characters of RFC 3986, and those that browsers do not encode."""
 
-_ESCAPED = re.compile(r"([^%]|%[0-9A-Fa-f]{2})*")
-"""A path with a valid percent-encoding."""
+_STRAY_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+"""A percent sign that encodes nothing."""
 
-_HOST = re.compile(rb"(\[([\w:.]+)]|([\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?", re.ASCII)
-"""A value of `Host` (RFC 9110, section 7.2)."""
+_HOST = re.compile(rb"(\[([\w:.]+)]|[\w.~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII)
+"""A value of `Host` (RFC 9110, section 7.2), except for stray percent signs."""
 
 SCHEMES = {b"http", b"https"}
 """The schemes of an absolute target."""
@@ -231,7 +231,7 @@ class StrictProtocol(HttpToolsProtocol):
                 return
         self._framing_bytes += len(data)
         self._unset_keepalive_if_required()
-        if self._is_idle and not data.startswith(_USUAL_METHODS):
+        if self._is_idle and (self._partial_method or not data.startswith(_USUAL_METHODS)):
             data = self._replace_method(data)
         try:
             self.parser.feed_data(data)
@@ -257,7 +257,7 @@ class StrictProtocol(HttpToolsProtocol):
         if not space:
             if found.end() < len(data):  # not a method
                 return data
-            self._partial_method, self._head_open = data, True
+            self._partial_method, self._head_open, self._framing_bytes = data, True, len(data)
             return b""
         if method + space in _USUAL_METHODS:
             return data
@@ -388,18 +388,18 @@ class StrictProtocol(HttpToolsProtocol):
             self._refuse_target()
         raw_path = url.path or b"/"
         self.scope["method"] = method
-        self.scope["path"] = self._decode(raw_path.decode("ascii"))
+        self.scope["path"] = (
+            self._decode(raw_path) if b"%" in raw_path else raw_path.decode("ascii")
+        )
         self.scope["raw_path"] = raw_path
         self.scope["query_string"] = url.query or b""
 
-    def _decode(self, path: str) -> str:
-        if "%" not in path:
-            return path
+    def _decode(self, path: bytes) -> str:
         try:
-            decoded = unquote(path, errors="strict")
+            decoded = unquote(path.decode("ascii"), errors="strict")
         except UnicodeDecodeError:
             decoded = None
-        if decoded is None or not _ESCAPED.fullmatch(path):
+        if decoded is None or _STRAY_PERCENT.search(path):
             self._refuse(BadRequest("The path cannot be decoded: percent-encode it as UTF-8"))
         return decoded
 
@@ -518,7 +518,9 @@ class StrictProtocol(HttpToolsProtocol):
 
 def _is_host(value: bytes) -> bool:
     found = _HOST.fullmatch(value)
+    if found is None or (b"%" in value and _STRAY_PERCENT.search(value)):
+        return False
     try:
-        return found is not None and (found[2] is None or bool(IPv6Address(found[2].decode())))
+        return found[2] is None or bool(IPv6Address(found[2].decode("ascii")))
     except ValueError:
         return False
