@@ -22,6 +22,7 @@ One handler (`todo_api.http.answers`) answers them all. This module imports noth
     ├── BodyTooLarge             413
     ├── UriTooLong               414
     ├── UnsupportedMediaType     415
+    ├── IdempotencyKeyReused     422
     ├── HeaderFieldsTooLarge     431
     ├── TooManyRequests          429
     ├── RaisedError              the status of an `HTTPException`
@@ -236,6 +237,14 @@ class HeaderFieldsTooLarge(ApiError):
 
     status_code = 431
     code = "header_fields_too_large"
+
+
+class IdempotencyKeyReused(ApiError):
+    """The idempotency key belongs to another request of this user."""
+
+    status_code = 422
+    code = "idempotency_key_reused"
+    message = "This Idempotency-Key was used with another method, path or body"
 
 
 class TooManyRequests(ApiError):

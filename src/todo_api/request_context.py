@@ -45,6 +45,8 @@ class RequestContext:
     """The class of the error that the client gets, see `todo_api.errors`."""
     client_left: bool = False
     """Whether the client left before a response started."""
+    body: bytes | None = None
+    """The request's body, once it was read."""
     rate_limit_headers: Sequence[tuple[bytes, bytes]] = ()
     await_body: Callable[[Awaitable[Message]], Awaitable[Message]] = _await
     """Awaits a part of the body that has not arrived yet."""

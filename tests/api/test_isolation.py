@@ -136,6 +136,7 @@ async def test_service_ignores_an_owner_in_the_body(
     assert sql.execute("SELECT user_id, id FROM tasks").fetchall() == [("mallory", created["id"])]
 
 
+IF_MATCH = statements.Terms(if_match=True)
 OWNER = rb"\$\d+::VARCHAR"
 OWNER_PREDICATE = re.compile(
     rb"(?:\w+\.user_id|users\.id) = (" + OWNER + rb")"
@@ -221,12 +222,18 @@ async def test_row_security_protects_tombstones_if_an_erasure_forgets_the_owner(
 
 async def test_every_statement_names_the_owner() -> None:
     """Once for each table that it reads or changes by owner. An INSERT has the owner as a value."""
+    keyed = statements.Terms(keyed=True)
     writes = {
         statements.add_task(): 1,
+        statements.add_task(keyed): 3,
+        statements.toggle_task(keyed): 4,
+        statements.remove_task(keyed): 4,
+        statements.forget_answer(): 1,
+        statements.forget_answers(): 2,
         statements.toggle_task(): 2,
-        statements.toggle_task(if_match=True): 2,
+        statements.toggle_task(IF_MATCH): 2,
         statements.remove_task(): 2,
-        statements.remove_task(if_match=True): 2,
+        statements.remove_task(IF_MATCH): 2,
         statements.forget_tombstones(): 3,
         **{statements.change_task(frozenset({name})): 2 for name in WRITABLE},
         **dict.fromkeys((*statements.erase_owner().first[1:], statements.erase_owner()), 1),

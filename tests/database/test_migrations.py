@@ -117,9 +117,11 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
     tasks, users = owner_is("user_id"), owner_is("id")
     hashed = users.replace("(id = ", "(user_hash = sha256(convert_to(")[:-1] + ", 'UTF8'::name)))"
     on_tasks = "ON public.tasks USING btree"
+    on_answers = on_tasks.replace("tasks", "answers")
     unique, buried = "CREATE UNIQUE INDEX", "user_id, version, task_id"
     assert catalogue(database_url) == {
         "policies": [
+            ("answers", "answers_owner", "PERMISSIVE", "{todo_member}", "ALL", tasks, tasks),
             ("erasures", "erasures_owner", "PERMISSIVE", "{todo_member}", "ALL", hashed, hashed),
             (
                 *("rate_limits", "rate_limits_owner"),
@@ -133,6 +135,7 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             ("users", "users_owner", "PERMISSIVE", "{todo_member}", "ALL", users, users),
         ],
         "flags": [
+            ("answers", True, False),
             ("erasures", True, False),
             ("rate_limits", True, False),
             ("restorations", False, False),
@@ -141,6 +144,8 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             ("users", True, False),
         ],
         "table grants": [
+            ("answers", "DELETE"),
+            ("answers", "SELECT"),
             ("erasures", "SELECT"),
             ("rate_limits", "SELECT"),
             ("restorations", "SELECT"),
@@ -151,6 +156,7 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             ("users", "DELETE"),
         ],
         "column grants": [
+            ("answers", "INSERT", "body key request_hash user_id"),
             ("erasures", "INSERT", "erased_at user_hash version"),
             ("erasures", "UPDATE", "erased_at version"),
             ("rate_limits", "INSERT", "full_at user_hash"),
@@ -175,6 +181,7 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
         ],
         "visible users": [("id",), ("tokens_from",), ("version",)],
         "constraints": [
+            ("answers", "answers_pkey", "PRIMARY KEY (user_id, key)"),
             ("erasures", "erasures_pkey", "PRIMARY KEY (user_hash)"),
             ("rate_limits", "rate_limits_pkey", "PRIMARY KEY (user_hash)"),
             ("restorations", "restorations_pkey", "PRIMARY KEY (version)"),
@@ -208,7 +215,9 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             ("users", "users_pkey", "PRIMARY KEY (id)"),
         ],
         "indexes": [
+            (f"CREATE INDEX answers_by_age {on_answers} (user_id, created_at)",),
             (f"CREATE INDEX tasks_by_creation {on_tasks} (user_id, created_at, id)",),
+            (f"{unique} answers_pkey {on_answers} (user_id, key)",),
             ("CREATE UNIQUE INDEX erasures_pkey ON public.erasures USING btree (user_hash)",),
             ("CREATE UNIQUE INDEX rate_limits_pkey ON public.rate_limits USING btree (user_hash)",),
             ("CREATE UNIQUE INDEX restorations_pkey ON public.restorations USING btree (version)",),

@@ -157,7 +157,7 @@ async def test_expired_tombstones_go_in_bounded_steps_with_later_writes(
 ) -> None:
     await service.create("alice")
     await service.create("bob")
-    at_once = statements.TOMBSTONES_AT_ONCE
+    at_once = statements.EXPIRED_AT_ONCE
     sql.execute(
         "INSERT INTO tombstones (user_id, version, task_id)"
         " SELECT who, %s + n, n FROM unnest(ARRAY['alice', 'bob']) AS who,"

@@ -29,11 +29,20 @@ async def read_object(
     lone surrogates. Raises `BodyTooLarge`, `UnsupportedMediaType` or `BadRequest`.
     """
     headers = RequestContext.of(request.scope).headers
-    body = await _read(request, headers.get(b"content-length", [b"0"])[0])
+    body = await read_body(request)
     if not body:
         return None
     _check_media_type(headers, media_types)
     return _parse(body)
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the body, which is read once. Raises `BodyTooLarge` or `BadRequest`."""
+    context = RequestContext.of(request.scope)
+    if context.body is None:
+        announced = context.headers.get(b"content-length", [b"0"])[0]
+        context.body = await _read(request, announced)
+    return context.body
 
 
 async def _read(request: Request, announced: bytes) -> bytes:

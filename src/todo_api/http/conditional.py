@@ -1,4 +1,8 @@
-"""Conditional requests: entity tags, `If-Match` and `If-None-Match` (RFC 9110, section 13.1)."""
+"""Header fields that make a request conditional.
+
+`If-Match` and `If-None-Match` are those of RFC 9110, section 13.1. `Idempotency-Key` is that of
+draft-ietf-httpapi-idempotency-key-header.
+"""
 
 import re
 from typing import NamedTuple
@@ -51,3 +55,22 @@ def read_entity_tags(request: Request, name: str) -> EntityTags | None:
         strong=tuple(tag for weak, tag in found if not weak),
         weak=tuple(tag for weak, tag in found if weak),
     )
+
+
+_KEY = re.compile(rb'"([\x21-\x7e]{1,255})"|([\x21\x23-\x7e][\x21-\x7e]{0,254})')
+
+
+def read_idempotency_key(request: Request) -> str | None:
+    """Read the key, which is the same with the quotes of a structured field and without them.
+
+    Raises `InvalidParameter`.
+    """
+    values = RequestContext.of(request.scope).headers.get(b"idempotency-key")
+    if values is None:
+        return None
+    found = _KEY.fullmatch(values[0].strip(b" \t"))
+    if len(values) > 1 or found is None:
+        raise InvalidParameter(
+            "Send one Idempotency-Key of 1 to 255 visible ASCII characters, in quotes or without"
+        )
+    return (found[1] or found[2]).decode()

@@ -19,6 +19,7 @@ REQUEST_HEADERS = (
     "X-Request-ID",
     "If-Match",
     "If-None-Match",
+    "Idempotency-Key",
     # Tracing tools and HTTP clients add these on their own. The service ignores them.
     "Prefer",
     "traceparent",
@@ -30,6 +31,7 @@ RESPONSE_HEADERS = (
     "ETag",
     "Link",
     "X-Total-Count",
+    "Idempotency-Replayed",
     "Location",
     "RateLimit",
     "RateLimit-Policy",

@@ -28,6 +28,9 @@ def _one_of(column: str, values: Sequence[str]) -> str:
 EMAIL_LENGTH = 320
 """RFC 3696, erratum 1690: 64 for the local part, 255 for the domain, and the @."""
 
+ANSWER_HOURS = 24
+"""How long the answer to a write with an idempotency key is stored."""
+
 TOMBSTONE_DAYS = 30
 """How long a tombstone is kept."""
 
@@ -88,6 +91,23 @@ class Tombstone(SQLModel, table=True):
     version: int = Field(primary_key=True, sa_type=BigInteger)
     task_id: int = Field(primary_key=True, sa_type=BigInteger)
     deleted_at: datetime = Field(
+        sa_type=DateTime(timezone=True),
+        sa_column_kwargs={"server_default": sql("now()")},
+    )
+
+
+class Answer(SQLModel, table=True):
+    """The answer to a write with an idempotency key, repeated for `ANSWER_HOURS`."""
+
+    __tablename__ = "answers"
+    __table_args__ = (Index("answers_by_age", "user_id", "created_at"),)
+
+    user_id: str = Field(primary_key=True, sa_type=Text)
+    key: str = Field(primary_key=True, sa_type=Text)
+    request_hash: bytes = Field(sa_type=LargeBinary)
+    """The SHA-256 of method, path and body."""
+    body: str = Field(sa_type=Text)
+    created_at: datetime = Field(
         sa_type=DateTime(timezone=True),
         sa_column_kwargs={"server_default": sql("now()")},
     )

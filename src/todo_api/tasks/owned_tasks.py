@@ -2,15 +2,23 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from time import time
 from typing import NamedTuple
 
+import jiter
+
 from todo_api.auth.owner import Owner
 from todo_api.database.database import Database, StreamedRows
 from todo_api.database.statement import Rows, Statement
-from todo_api.errors import AccountErased, ApiError, TaskChanged, TaskNotFound
+from todo_api.errors import (
+    AccountErased,
+    ApiError,
+    IdempotencyKeyReused,
+    TaskChanged,
+    TaskNotFound,
+)
 from todo_api.tasks import statements
 from todo_api.tasks.fields import DEFAULTS
 from todo_api.tasks.model import EMAIL_LENGTH
@@ -58,6 +66,42 @@ class TaskList(NamedTuple):
 
 Versions = list[int] | None
 """The versions that a task may have for a write, or None if it may have any."""
+
+
+@dataclass(slots=True)
+class Retry:
+    """A request with an idempotency key, which may be the repeat of an earlier one."""
+
+    key: str
+    request_hash: bytes
+    """The SHA-256 of method, path and body."""
+    is_replayed: bool = False
+    """Whether the answer is the stored one of the first request."""
+
+    def unpack(self, rows: Rows) -> Rows:
+        """Return the rows of the first request. Raises `IdempotencyKeyReused`."""
+        if not rows or not rows[0].startswith(b"["):
+            return rows
+        request_hash, body = jiter.from_json(rows[0])
+        if request_hash != self.request_hash.hex():
+            raise IdempotencyKeyReused
+        self.is_replayed = True
+        return [body.encode()]
+
+
+class Condition(NamedTuple):
+    """The conditions of a write: the version that a task must have, and at most one success."""
+
+    if_match: Versions = None
+    retry: Retry | None = None
+
+    @property
+    def terms(self) -> statements.Terms:
+        """The terms of the statement."""
+        return statements.Terms(self.if_match is not None, self.retry is not None)
+
+
+ALWAYS = Condition()
 
 
 def version_of(task: bytes) -> int:
@@ -118,40 +162,42 @@ class OwnedTasks:
             raise TaskNotFound
         return rows[0]
 
-    async def add(self, values: Mapping[str, object]) -> bytes:
+    async def add(self, values: Mapping[str, object], retry: Retry | None = None) -> bytes:
         """Store a new task and return it. The first task also stores its owner."""
         new = statements.bind_new({**DEFAULTS, **values}.items())
+        condition = Condition(retry=retry)
         rows: Rows = []
-        is_known = self.owner.id in self._known_owners
+        is_known = retry is not None or self.owner.id in self._known_owners
         if is_known:
-            rows = await self._write(statements.add_task(), new)
+            rows = await self._write(statements.add_task(condition.terms), new, condition)
         if not rows:  # the owner is new or was just erased, or the token is void
-            rows = await self._write(statements.add_first_task(), new, continues=is_known)
+            first = statements.add_first_task()
+            rows = await self._write(first, new, condition, continues=is_known)
             self._known_owners.add(self.owner.id)
         return rows[0]
 
     async def change(
-        self, task_id: int, values: Mapping[str, object], if_match: Versions = None
+        self, task_id: int, values: Mapping[str, object], condition: Condition = ALWAYS
     ) -> bytes:
         """Set the given columns and return the task."""
-        statement = statements.change_task(frozenset(values), if_match=if_match is not None)
+        statement = statements.change_task(frozenset(values), condition.terms)
         new = statements.bind_new(values.items())
-        return await self._write_to(task_id, statement, new, if_match)
+        return await self._write_to(task_id, statement, new, condition)
 
-    async def complete(self, task_id: int, *, completed: bool, if_match: Versions = None) -> bytes:
+    async def complete(
+        self, task_id: int, *, completed: bool, condition: Condition = ALWAYS
+    ) -> bytes:
         """Set the task complete or incomplete, and return it."""
         status = "complete" if completed else "incomplete"
-        return await self.change(task_id, {"status": status}, if_match)
+        return await self.change(task_id, {"status": status}, condition)
 
-    async def toggle(self, task_id: int, if_match: Versions = None) -> bytes:
-        """Turn complete into incomplete and the other way round, and return the task."""
-        statement = statements.toggle_task(if_match=if_match is not None)
-        return await self._write_to(task_id, statement, {}, if_match)
+    async def toggle(self, task_id: int, condition: Condition = ALWAYS) -> bytes:
+        """Complete an incomplete task or reopen a complete one, and return it."""
+        return await self._write_to(task_id, statements.toggle_task(condition.terms), {}, condition)
 
-    async def remove(self, task_id: int, if_match: Versions = None) -> None:
+    async def remove(self, task_id: int, condition: Condition = ALWAYS) -> None:
         """Delete the task."""
-        statement = statements.remove_task(if_match=if_match is not None)
-        await self._write_to(task_id, statement, {}, if_match)
+        await self._write_to(task_id, statements.remove_task(condition.terms), {}, condition)
 
     async def erase_owner(self) -> None:
         """Delete the owner and all their tasks. A repeat with the same token does nothing."""
@@ -164,13 +210,12 @@ class OwnedTasks:
         task_id: int,
         statement: Statement,
         values: Mapping[str, object],
-        if_match: Versions,
+        condition: Condition,
     ) -> bytes:
         """Write to a task and return it. A write that finds nothing asks for the reason."""
-        given = {"task_id": task_id, "if_match": if_match, **values}
-        rows = await self._write(statement, given)
+        rows = await self._write(statement, {"task_id": task_id, **values}, condition)
         if not rows:
-            raise await self._why_not_written(task_id, if_match)
+            raise await self._why_not_written(task_id, condition.if_match)
         return rows[0]
 
     async def _why_not_written(self, task_id: int, if_match: Versions) -> ApiError:
@@ -194,18 +239,29 @@ class OwnedTasks:
         return TaskNotFound()
 
     async def _write(
-        self, statement: Statement, values: Mapping[str, object], *, continues: bool = False
+        self,
+        statement: Statement,
+        values: Mapping[str, object],
+        condition: Condition = ALWAYS,
+        *,
+        continues: bool = False,
     ) -> Rows:
         now = int(time() * 1000)
         if now % WRITES_PER_CLEANING == 0:
-            statement = statement.after(*statement.first, statements.forget_tombstones())
+            expired = statements.forget_tombstones(), statements.forget_answers()
+            statement = statement.after(*statement.first, *expired)
+        retry = condition.retry
         given = {
             "now": now,
             "issued_at": self.owner.issued_at,
             "email": _storable_email(self.owner.email),
+            "if_match": condition.if_match,
+            "idempotency_key": retry and retry.key,
+            "request_hash": retry and retry.request_hash,
             **values,
         }
-        return await self._database.run(self.owner.id, statement, given, continues=continues)
+        rows = await self._database.run(self.owner.id, statement, given, continues=continues)
+        return retry.unpack(rows) if retry else rows
 
     def _hash(self) -> bytes:
         """Return the SHA-256 of the owner's id. Only this remains of them after an erasure."""

@@ -7,7 +7,7 @@ from the same signature.
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -21,12 +21,12 @@ from starlette.responses import Response
 from todo_api.auth.owner import Authenticator, Owner
 from todo_api.errors import InvalidJson, InvalidTaskId, NothingToChange
 from todo_api.http.answers import FieldsProblem, Problem, array_answer, json_answer
-from todo_api.http.body import JSON, MERGE_PATCH, read_object
-from todo_api.http.conditional import EntityTags, read_entity_tags
+from todo_api.http.body import JSON, MERGE_PATCH, read_body, read_object
+from todo_api.http.conditional import EntityTags, read_entity_tags, read_idempotency_key
 from todo_api.http.routing import PrivateRoute, Reads
 from todo_api.tasks import schemas
 from todo_api.tasks.fields import MAXIMUM_ID
-from todo_api.tasks.owned_tasks import OwnedTasks, version_of
+from todo_api.tasks.owned_tasks import Condition, OwnedTasks, Retry, version_of
 from todo_api.tasks.query import cursor_after, next_link, read_task_query
 
 REVALIDATED = {"Cache-Control": "private, no-cache"}
@@ -47,6 +47,15 @@ async def _read_task_id(request: Request) -> int:
 async def _read_if_match(request: Request) -> list[int] | None:
     tags = read_entity_tags(request, "If-Match")
     return None if tags is None else tags.versions
+
+
+async def _read_retry(request: Request) -> Retry | None:
+    key = read_idempotency_key(request)
+    if key is None:
+        return None
+    content = await read_body(request)
+    identity = b"\0".join([request.method.encode(), request.scope["raw_path"], content])
+    return Retry(key, sha256(identity).digest())
 
 
 async def _read_if_none_match(request: Request) -> EntityTags | None:
@@ -96,6 +105,15 @@ IfNoneMatch = Annotated[
     WithJsonSchema({"type": "string"}),
     Reads(_read_if_none_match),
 ]
+IdempotencyKey = Annotated[
+    Retry | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Names this write. A repeat within 24 hours gets the first answer again.",
+    ),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 255}),
+    Reads(_read_retry),
+]
 TaskQuery = Annotated[schemas.TaskQuery, Query(), Reads(read_task_query)]
 NewTask = Annotated[schemas.NewTask, Body(), Reads(_read_new_task)]
 TaskChange = Annotated[schemas.TaskChange, Body(), Reads(_read_change)]
@@ -136,11 +154,13 @@ def _known_version(tags: EntityTags | None, prefix: str) -> int | None:
     return None
 
 
-async def create_task(tasks: Tasks, task: NewTask, request: Request) -> Response:
+async def create_task(
+    tasks: Tasks, task: NewTask, retry: IdempotencyKey, request: Request
+) -> Response:
     """Create a task. `Location` is its path, in the family of the request."""
-    created = await tasks.add(task.values())
+    created = await tasks.add(task.values(), retry)
     location = f"{request.scope['raw_path'].decode('latin-1')}/{jiter.from_json(created)['id']}"
-    return _task_answer(created, 201, {"Location": location})
+    return _task_answer(created, 201, {"Location": location, **_replayed(retry)})
 
 
 async def get_task(tasks: Tasks, task_id: TaskId, if_none_match: IfNoneMatch) -> Response:
@@ -153,44 +173,65 @@ async def get_task(tasks: Tasks, task_id: TaskId, if_none_match: IfNoneMatch) ->
 
 
 async def change_task(
-    tasks: Tasks, task_id: TaskId, if_match: IfMatch, change: TaskChange
+    tasks: Tasks, task_id: TaskId, if_match: IfMatch, change: TaskChange, retry: IdempotencyKey
 ) -> Response:
     """Change the fields that are present and keep the others. Without `If-Match` the last wins."""
-    return _task_answer(await tasks.change(task_id, change.values(), if_match))
+    task = await tasks.change(task_id, change.values(), Condition(if_match, retry))
+    return _task_answer(task, headers=_replayed(retry))
 
 
-async def delete_task(tasks: Tasks, task_id: TaskId, if_match: IfMatch) -> Response:
+async def delete_task(
+    tasks: Tasks, task_id: TaskId, if_match: IfMatch, retry: IdempotencyKey
+) -> Response:
     """Delete a task."""
-    await tasks.remove(task_id, if_match)
-    return Response(status_code=204)
+    await tasks.remove(task_id, Condition(if_match, retry))
+    return Response(status_code=204, headers=_replayed(retry))
 
 
 _DEFAULT = schemas.Completion()
 
 
 async def toggle_task(
-    tasks: Tasks, task_id: TaskId, if_match: IfMatch, completion: Completion = _DEFAULT
+    tasks: Tasks,
+    task_id: TaskId,
+    if_match: IfMatch,
+    retry: IdempotencyKey,
+    completion: Completion = _DEFAULT,
 ) -> Response:
     """Toggle a task, or set what the body says outright."""
+    condition = Condition(if_match, retry)
     if not completion.model_fields_set:
-        return _task_answer(await tasks.toggle(task_id, if_match))
-    completed = completion.completed
-    return _task_answer(await tasks.complete(task_id, completed=completed, if_match=if_match))
+        task = await tasks.toggle(task_id, condition)
+    else:
+        task = await tasks.complete(task_id, completed=completion.completed, condition=condition)
+    return _task_answer(task, headers=_replayed(retry))
 
 
 async def complete_task(
-    tasks: Tasks, task_id: TaskId, if_match: IfMatch, completion: Completion = _DEFAULT
+    tasks: Tasks,
+    task_id: TaskId,
+    if_match: IfMatch,
+    retry: IdempotencyKey,
+    completion: Completion = _DEFAULT,
 ) -> Response:
     """Complete a task, or set what the body says outright. A repeat changes nothing."""
     completed = not completion.model_fields_set or completion.completed
-    return _task_answer(await tasks.complete(task_id, completed=completed, if_match=if_match))
+    condition = Condition(if_match, retry)
+    task = await tasks.complete(task_id, completed=completed, condition=condition)
+    return _task_answer(task, headers=_replayed(retry))
 
 
 async def set_status(
-    tasks: Tasks, task_id: TaskId, if_match: IfMatch, change: StatusChange
+    tasks: Tasks, task_id: TaskId, if_match: IfMatch, change: StatusChange, retry: IdempotencyKey
 ) -> Response:
     """Set the status of a task. A repeat changes nothing."""
-    return _task_answer(await tasks.change(task_id, {"status": change.status}, if_match))
+    values = {"status": change.status}
+    task = await tasks.change(task_id, values, Condition(if_match, retry))
+    return _task_answer(task, headers=_replayed(retry))
+
+
+def _replayed(retry: Retry | None) -> dict[str, str]:
+    return {"Idempotency-Replayed": "true"} if retry and retry.is_replayed else {}
 
 
 async def delete_account(tasks: Tasks) -> Response:

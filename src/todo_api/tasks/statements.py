@@ -10,6 +10,7 @@ a CASE or beside a column.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -27,6 +28,7 @@ from sqlalchemy import (
     and_,
     any_,
     bindparam,
+    cast,
     literal_column,
     not_,
     or_,
@@ -37,11 +39,19 @@ from sqlmodel import case, col, delete, func, select, update
 
 from todo_api.database.statement import Statement
 from todo_api.tasks.fields import FIELDS, MAXIMUM_ID, PRIORITIES, TITLE_LENGTH, WRITABLE, Status
-from todo_api.tasks.model import TOMBSTONE_DAYS, Erasure, Task, Tombstone, User
+from todo_api.tasks.model import (
+    ANSWER_HOURS,
+    TOMBSTONE_DAYS,
+    Answer,
+    Erasure,
+    Task,
+    Tombstone,
+    User,
+)
 from todo_api.tasks.schemas import Order, Sort
 
-TOMBSTONES_AT_ONCE = 100
-"""The most expired tombstones that one write removes."""
+EXPIRED_AT_ONCE = 100
+"""The most expired tombstones, and the most expired answers, that one write removes."""
 
 _OWNER = bindparam("owner", type_=Text())
 _OWNER_HASH: Any = bindparam("owner_hash", type_=LargeBinary())
@@ -52,6 +62,9 @@ _TASK_ID = bindparam("task_id", type_=BigInteger())
 _IF_MATCH = bindparam("if_match", type_=ARRAY(BigInteger))
 _KNOWN_VERSION: Any = bindparam("known_version", type_=BigInteger())
 _ITS_OWN = col(Task.user_id) == _OWNER
+_KEY: Any = bindparam("idempotency_key", type_=Text())
+_REQUEST_HASH: Any = bindparam("request_hash", type_=LargeBinary())
+_SAME_KEY = (col(Answer.user_id) == _OWNER, col(Answer.key) == _KEY)
 _COMPLETE: ColumnElement[str] = literal_column("'complete'")
 _INCOMPLETE: ColumnElement[str] = literal_column("'incomplete'")
 
@@ -69,7 +82,24 @@ _NEXT_UPDATE = func.greatest(
 )
 
 
-def _writer() -> CTE:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms of a write: each is a statement of its own, so a plain write pays for none."""
+
+    if_match: bool = False
+    """Whether the task must have one of the versions `if_match`."""
+    keyed: bool = False
+    """Whether the write must be the first one with `idempotency_key`, and stores its answer."""
+
+    def named(self, name: str) -> str:
+        """Return the name of a statement on these terms."""
+        return name + "_if_match" * self.if_match + "_keyed" * self.keyed
+
+
+PLAIN = Terms()
+
+
+def _writer(terms: Terms = PLAIN) -> CTE:
     """Lock the owner's row and take their next version. Without a row, the token may not write.
 
     The version is a hybrid logical clock. It only grows, even if the clocks of processes differ. It
@@ -77,6 +107,8 @@ def _writer() -> CTE:
     """
     may_write = or_(col(User.tokens_from).is_(None), col(User.tokens_from) <= _ISSUED_AT)
     locked = update(User).where(col(User.id) == _OWNER, may_write)
+    if terms.keyed:
+        locked = locked.where(not_(select(col(Answer.key)).where(*_SAME_KEY).exists()))
     version = func.greatest(col(User.version) + literal_column("1"), _NOW)
     return locked.values(version=version).returning(col(User.version)).cte("writer")
 
@@ -254,13 +286,13 @@ def get_task() -> Statement:
 
 
 @cache
-def add_task() -> Statement:
+def add_task(terms: Terms = PLAIN) -> Statement:
     """Insert a task for a user who has a row."""
     completed_at = case((_NEW["status"] == _COMPLETE, func.now()))
     values = {"user_id": _OWNER, **_NEW, "completed_at": completed_at}
-    row: Any = select(*values.values(), _writer().c.version)  # type: ignore[call-overload]  # SQLModel types four columns
+    row: Any = select(*values.values(), _writer(terms).c.version)  # type: ignore[call-overload]  # SQLModel types four columns
     added = insert(Task).from_select([*values, "version"], row)
-    return Statement.compiled("add_task", _written(added), writes=True)
+    return _write("add_task", _written(added), terms)
 
 
 @cache
@@ -270,7 +302,7 @@ def add_first_task() -> Statement:
 
 
 @cache
-def change_task(fields: frozenset[str], *, if_match: bool = False) -> Statement:
+def change_task(fields: frozenset[str], terms: Terms = PLAIN) -> Statement:
     """Set these columns and keep the others. If no value differs, `updated_at` stays."""
     names = [name for name in WRITABLE if name in fields]
     differs = or_(*(_column(name).is_distinct_from(_NEW[name]) for name in names))
@@ -282,30 +314,30 @@ def change_task(fields: frozenset[str], *, if_match: bool = False) -> Statement:
             else_=_NEXT_UPDATE,
         )
     values["updated_at"] = case((differs, _NEXT_UPDATE), else_=col(Task.updated_at))
-    values["version"] = case((differs, _writer().c.version), else_=col(Task.version))
-    return _change("change_" + "_".join(names), values, if_match=if_match)
+    values["version"] = case((differs, _writer(terms).c.version), else_=col(Task.version))
+    return _change("change_" + "_".join(names), values, terms)
 
 
 @cache
-def toggle_task(*, if_match: bool = False) -> Statement:
+def toggle_task(terms: Terms = PLAIN) -> Statement:
     """Complete an incomplete task, or reopen a complete one."""
     is_complete = col(Task.status) == _COMPLETE
     values = {
         "status": case((is_complete, _INCOMPLETE), else_=_COMPLETE),
         "completed_at": case((is_complete, None), else_=_NEXT_UPDATE),
         "updated_at": _NEXT_UPDATE,
-        "version": _writer().c.version,
+        "version": _writer(terms).c.version,
     }
-    return _change("toggle_task", values, if_match=if_match)
+    return _change("toggle_task", values, terms)
 
 
 @cache
-def remove_task(*, if_match: bool = False) -> Statement:
+def remove_task(terms: Terms = PLAIN) -> Statement:
     """Delete one task and leave a tombstone. Returns a row if the task existed."""
-    version = _writer().c.version
+    version = _writer(terms).c.version
     removed = (
         delete(Task)
-        .where(*_one_task(if_match=if_match), version.is_not(None))
+        .where(*_one_task(terms), version.is_not(None))
         .returning(col(Task.user_id), version, col(Task.id))
         .cte("removed")
     )
@@ -314,8 +346,31 @@ def remove_task(*, if_match: bool = False) -> Statement:
         select(removed.c.user_id, removed.c.version, removed.c.id),
     )
     tombstone = buried.returning(col(Tombstone.task_id)).cte("tombstone")
-    name = _named("remove_task", if_match=if_match)
-    return Statement.compiled(name, select(tombstone.c.task_id), writes=True)
+    return _write("remove_task", select(func.to_json(tombstone.c.task_id)), terms)
+
+
+@cache
+def forget_answer() -> Statement:
+    """Remove the stored answer of this idempotency key if it has expired."""
+    expired = delete(Answer).where(*_SAME_KEY, col(Answer.created_at) <= _expiry())
+    return Statement.compiled("forget_answer", expired, writes=True)
+
+
+@cache
+def forget_answers() -> Statement:
+    """Remove some of the owner's expired answers, the oldest first."""
+    some = (
+        select(col(Answer.key))
+        .where(col(Answer.user_id) == _OWNER, col(Answer.created_at) <= _expiry())
+        .order_by(col(Answer.created_at))
+        .limit(literal_column(str(EXPIRED_AT_ONCE)))
+    )
+    forgotten = delete(Answer).where(col(Answer.user_id) == _OWNER, col(Answer.key).in_(some))
+    return Statement.compiled("forget_answers", forgotten, writes=True)
+
+
+def _expiry() -> Any:
+    return func.now() - literal_column(f"interval '{ANSWER_HOURS} hours'")
 
 
 @cache
@@ -328,7 +383,7 @@ def forget_tombstones() -> Statement:
         select(col(Tombstone.version))
         .where(col(Tombstone.user_id) == _OWNER, col(Tombstone.version) < _NOW - expired)
         .order_by(col(Tombstone.version))
-        .limit(literal_column(str(TOMBSTONES_AT_ONCE)))
+        .limit(literal_column(str(EXPIRED_AT_ONCE)))
     )
     forgotten = delete(Tombstone).where(
         col(Tombstone.user_id) == _OWNER,
@@ -378,29 +433,51 @@ def erase_owner() -> Statement:
         },
     ).returning(col(Erasure.version))
     buried = delete(Tombstone).where(col(Tombstone.user_id) == _OWNER)
+    answers = delete(Answer).where(col(Answer.user_id) == _OWNER)
     erased = delete(User).where(col(User.id) == _OWNER).returning(col(User.id))
     return Statement.compiled("erase_owner", erased, writes=True).after(
         begin_owner(),
         Statement.compiled("remember_erasure", marked, writes=True),
         Statement.compiled("erase_tombstones", buried, writes=True),
+        Statement.compiled("erase_answers", answers, writes=True),
     )
 
 
-def _one_task(*, if_match: bool) -> list[Any]:
+def _one_task(terms: Terms) -> list[Any]:
     """Return the conditions for one task, if need be for one of these versions of it."""
     conditions: list[Any] = [_ITS_OWN, col(Task.id) == _TASK_ID]
-    if if_match:
+    if terms.if_match:
         conditions.append(col(Task.version) == any_(_IF_MATCH))
     return conditions
 
 
-def _named(name: str, *, if_match: bool) -> str:
-    return f"{name}_if_match" if if_match else name
+def _change(name: str, values: dict[str, Any], terms: Terms) -> Statement:
+    change = update(Task).where(*_one_task(terms)).values(**values)
+    return _write(name, _written(change), terms)
 
 
-def _change(name: str, values: dict[str, Any], *, if_match: bool) -> Statement:
-    change = update(Task).where(*_one_task(if_match=if_match)).values(**values)
-    return Statement.compiled(_named(name, if_match=if_match), _written(change), writes=True)
+def _write(name: str, answer: Any, terms: Terms) -> Statement:
+    """Compile a write, whose answer is one row with JSON or no row.
+
+    A keyed write stores its answer in the same statement. If there is a stored answer already, it
+    changes nothing and returns an array of the first request's hash and its answer.
+    """
+    if not terms.keyed:
+        return Statement.compiled(terms.named(name), answer, writes=True)
+    given = answer.cte("given")
+    (answered,) = given.c
+    body = cast(answered, Text())
+    row: Any = select(_OWNER, _KEY, _REQUEST_HASH, body).select_from(given)
+    stored = insert(Answer).from_select(["user_id", "key", "request_hash", "body"], row)
+    first: Any = select(
+        func.json_build_array(
+            func.encode(col(Answer.request_hash), literal_column("'hex'")), col(Answer.body)
+        )
+    )
+    replay = first.where(*_SAME_KEY)
+    rows: Any = select(answered).add_cte(stored.cte("stored")).union_all(replay)
+    first_statements = (begin_owner(), forget_answer())
+    return Statement.compiled(terms.named(name), rows, writes=True).after(*first_statements)
 
 
 def _written(change: Any) -> Any:

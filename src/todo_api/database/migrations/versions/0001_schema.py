@@ -18,6 +18,7 @@ POLICIES = {
     "users": f"id = {OWNER}",
     "tasks": f"user_id = {OWNER}",
     "tombstones": f"user_id = {OWNER}",
+    "answers": f"user_id = {OWNER}",
     "erasures": f"user_hash = {OWNER_HASH}",
     "rate_limits": f"user_hash = {OWNER_HASH}",
 }
@@ -42,8 +43,10 @@ def downgrade() -> None:
     """Drop everything except the role, because another database of the cluster may use it."""
     for function in ("take_request", "begin_owner", "plan_once", "name_owner"):
         op.execute(f"DROP FUNCTION {function}")
-    for table in ("rate_limits", "restorations", "erasures", "tombstones", "tasks", "users"):
+    for table in ("rate_limits", "restorations", "erasures", "answers", "tombstones"):
         op.drop_table(table)
+    op.drop_table("tasks")
+    op.drop_table("users")
 
 
 def _make_tables() -> None:
@@ -92,6 +95,15 @@ def _make_tables() -> None:
         sa.Column("task_id", sa.BigInteger, primary_key=True),
         _timestamp("deleted_at"),
     )
+    op.create_table(
+        "answers",
+        sa.Column("user_id", sa.Text, primary_key=True),
+        sa.Column("key", sa.Text, primary_key=True),
+        sa.Column("request_hash", sa.LargeBinary, nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        _timestamp("created_at"),
+    )
+    op.create_index("answers_by_age", "answers", ["user_id", "created_at"])
     op.create_table(
         "erasures",
         # A hash instead of the id, because nothing may name an erased user.
@@ -162,6 +174,7 @@ def _grant() -> None:
         " UPDATE (title, title_key, description, description_key, status, priority, due_date,"
         " due_is_day, completed_at, updated_at, version)",
         "tombstones": "SELECT, INSERT (user_id, version, task_id), DELETE",
+        "answers": "SELECT, INSERT (user_id, key, request_hash, body), DELETE",
         "erasures": "SELECT, INSERT (user_hash, version, erased_at), UPDATE (version, erased_at)",
         "restorations": "SELECT",
         "rate_limits": "SELECT, INSERT (user_hash, full_at), UPDATE (full_at)",
