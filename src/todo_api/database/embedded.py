@@ -69,6 +69,15 @@ _NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit":
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
+def forget_libpq_variables() -> None:
+    """Remove libpq's variables (PGPORT, PGHOSTADDR, PGSERVICE, …) from this process's environment.
+
+    They are meant for another server. A URL cannot overrule all of them, PGSERVICE for one.
+    """
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+
+
 class EmbeddedPostgres:
     """One process's use of the server in a folder. A context manager.
 
