@@ -14,6 +14,7 @@ from multiprocessing import parent_process, resource_tracker
 from secrets import token_hex
 from types import FrameType
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
@@ -22,11 +23,13 @@ from uvicorn.supervisors import Multiprocess
 
 from todo_api.app import create_app
 from todo_api.database.database import Database
-from todo_api.errors import DatabaseUnreachable, StartupError
+from todo_api.errors import ApiError, StartupError
 from todo_api.http.logs import configure_logging
 from todo_api.http.protocol import StrictProtocol
 from todo_api.http.tracing import set_defaults
 from todo_api.settings import Settings
+
+log = structlog.get_logger()
 
 NEW_OBJECTS_PER_COLLECTION = 50_000
 """Requests leave almost no garbage. Python's default, 700, took 4 % of their CPU (measured)."""
@@ -120,9 +123,10 @@ async def check(settings: Settings, database_url: str) -> None:
     """Check that the database can be used as configured, once, before any worker starts."""
     database = Database(database_url, settings)
     try:
-        await database.check()
-    except DatabaseUnreachable as error:
-        raise StartupError(f"DATABASE_URL: {error.__cause__}") from error
+        for problem in await database.check():
+            log.warning(problem.detail)
+    except ApiError as error:
+        raise StartupError(f"DATABASE_URL: {error.__cause__ or error}") from error
     finally:
         database.close()
 
