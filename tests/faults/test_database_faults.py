@@ -604,6 +604,10 @@ def refuses(url: str) -> bool:
 
 
 SMALL_SESSIONS = 3
+NO_SESSIONS = {
+    "remaining connection slots are reserved for roles with the SUPERUSER attribute",
+    "sorry, too many clients already",  # sessions that are being refused count as well
+}
 
 
 @pytest.fixture
@@ -649,7 +653,7 @@ async def test_full_server_is_503_and_the_log_has_its_reason(small: Server) -> N
             assert len(failures) == len(answers)
             reasons = {each["cause"] for each in failures}
             reasons |= {each["reason"] for each in logs if each["event"] == "not ready"}
-            assert all("connection slots are reserved" in each for each in reasons), reasons
+            assert reasons <= NO_SESSIONS
             async with listening(url, pool_size=1) as late:  # a worker that starts meanwhile
                 assert_error(await late.request("GET", "/readyz"), 503)
                 others.close()
@@ -660,7 +664,7 @@ async def test_full_server_is_503_and_the_log_has_its_reason(small: Server) -> N
 
 async def test_start_on_a_full_server_says_its_reason(small: Server) -> None:
     url = small.at("postgres", "guest")
-    with full(url), pytest.raises(StartupError, match=r"DATABASE_URL: .*slots are reserved"):
+    with full(url), pytest.raises(StartupError, match="|".join(NO_SESSIONS)):
         await server.check(settings(), url)
 
 

@@ -38,6 +38,8 @@ from types import TracebackType
 from typing import Self, TypeAlias
 from urllib.parse import quote
 
+from psycopg.pq import Conninfo
+
 from todo_api.database import supervisor
 from todo_api.errors import StartupError
 
@@ -69,13 +71,18 @@ _NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit":
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
+_OTHER_VARIABLES = ("PGSERVICEFILE", "PGSYSCONFDIR", "PGTZ", "PGDATESTYLE", "PGGEQO")
+"""libpq's variables that are not for a parameter of a connection."""
+
+
 def forget_libpq_variables() -> None:
     """Remove libpq's variables (PGPORT, PGHOSTADDR, PGSERVICE, …) from this process's environment.
 
     They are meant for another server. A URL cannot overrule all of them, PGSERVICE for one.
     """
-    for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]
+    parameters = [option.envvar for option in Conninfo.get_defaults() if option.envvar]
+    for name in (*map(os.fsdecode, parameters), *_OTHER_VARIABLES):
+        os.environ.pop(name, None)
 
 
 class EmbeddedPostgres:
