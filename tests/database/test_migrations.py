@@ -144,6 +144,7 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             ("users", True, False),
         ],
         "table grants": [
+            ("alembic_version", "SELECT"),
             ("answers", "DELETE"),
             ("answers", "SELECT"),
             ("erasures", "SELECT"),
@@ -257,7 +258,7 @@ def test_member_sees_and_writes_only_the_named_owners_rows(sql: psycopg.Connecti
         "UPDATE tasks SET user_id = 'bob'",
         "UPDATE tasks SET created_at = now()",
         "SELECT email FROM users",
-        "SELECT * FROM alembic_version",
+        "UPDATE alembic_version SET version_num = 'x'",
     ):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             sql.execute(statement)
@@ -273,6 +274,19 @@ def test_migrators_that_start_together_wait_for_each_other(empty_database_url: s
     started = [migrator(empty_database_url) for _ in range(4)]
     assert [process.wait(30) for process in started] == [0] * 4
     assert rows(empty_database_url, "SELECT version_num FROM alembic_version") == [(NEWEST,)]
+
+
+def test_migrator_that_waits_sees_the_result_of_the_one_before(empty_database_url: str) -> None:
+    """Also if the login's transactions would keep the snapshot from before."""
+    with psycopg.connect(empty_database_url, autocommit=True) as sql:
+        isolation = "default_transaction_isolation = serializable"
+        sql.execute(f"ALTER DATABASE {sql.info.dbname} SET {isolation}")
+        sql.execute("SELECT pg_advisory_lock(%s)", [migrations.ADVISORY_LOCK])
+        started = [migrator(empty_database_url) for _ in range(3)]
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        wait_for(lambda: rows(empty_database_url, waiting) == [(3,)])
+        sql.execute("SELECT pg_advisory_unlock(%s)", [migrations.ADVISORY_LOCK])
+    assert [process.wait(30) for process in started] == [0, 0, 0]
 
 
 def test_two_databases_of_one_cluster_migrate_at_the_same_moment(postgres: str) -> None:
@@ -560,7 +574,9 @@ def test_migration_is_sent_to_the_direct_host_of_a_pooled_address(
 
     def connect(address: str) -> psycopg.Connection:
         asked.append(address)
-        raise psycopg.OperationalError("connection failed: not today")
+        raise psycopg.OperationalError(
+            'connection failed: connection to server at "x", port 1 failed: FATAL:  not today'
+        )
 
     monkeypatch.setattr("todo_api.database.migrations.psycopg.connect", connect)
     url = "postgresql://u@ep-cool-rain-123-pooler.eu-central-1.aws.neon.tech/neondb"

@@ -337,7 +337,7 @@ async def test_start_is_refused_if_transactions_are_not_read_committed(
     )
     for row_security in (True, False):
         database = Database(database_url, settings(row_security=row_security))
-        with pytest.raises(StartupError, match="READ COMMITTED"):
+        with pytest.raises(StartupError, match="default_transaction_isolation = 'read committed'"):
             await database.open()
 
 

@@ -6,10 +6,11 @@ The tests use HTTP over a real socket, so they see what a client sees, and not t
 import asyncio
 import json
 import os
+import re
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,9 @@ from alembic import command
 from structlog.testing import capture_logs
 
 from support.listening import Listening, listening
+from support.majors import NEWEST as EMBEDDED_MAJOR
+from support.majors import Server
+from support.majors import server as any_server
 from support.network import Network
 from support.own_postgres import OwnPostgres
 from support.problems import problem
@@ -199,7 +203,7 @@ async def test_stopped_server_fails_only_requests_that_need_it(
             answers = await asyncio.gather(*every_route(service))
         for answer in answers:
             assert_error(answer, 500)
-            assert answer.json() == problem("internal_error", "Internal server error")
+            assert answer.json() == problem("database_unreachable", "Internal server error")
         failures = [entry for entry in logs if entry["event"] != "request"]
         assert {entry["event"] for entry in failures} == {"request failed"}
         assert Counter(entry["request_id"] for entry in failures) == Counter(
@@ -599,6 +603,131 @@ def refuses(url: str) -> bool:
         psycopg.connect(url).close()
         return False
     return True
+
+
+SMALL_SESSIONS = 3
+NO_SESSIONS = {
+    "remaining connection slots are reserved for roles with the SUPERUSER attribute",
+    "sorry, too many clients already",  # sessions that are being refused count as well
+}
+
+
+@pytest.fixture
+def small() -> Iterator[Server]:
+    """A migrated server with room for few sessions."""
+    with any_server(EMBEDDED_MAJOR) as running:
+        migrations.migrate(running.url)
+        execute(running.url, "CREATE ROLE guest LOGIN IN ROLE todo_member")
+        running.stop()
+        running.start(
+            max_connections=str(SMALL_SESSIONS + 2),
+            superuser_reserved_connections="2",
+            max_wal_senders="0",
+        )
+        yield running
+
+
+@contextmanager
+def full(url: str) -> Iterator[ExitStack]:
+    """Take every session that an ordinary login can have on the small server."""
+    with ExitStack() as sessions:
+        taken = 0
+        while taken < SMALL_SESSIONS:
+            with suppress(psycopg.OperationalError):  # one that has just ended is still counted
+                sessions.enter_context(psycopg.connect(url))
+                taken += 1
+        yield sessions
+
+
+async def test_full_server_is_503_and_the_log_has_its_reason(small: Server) -> None:
+    url = small.at("postgres", "guest")
+    async with listening(url, pool_size=len(EVERY_TASK_ROUTE)) as service:
+        with psycopg.connect(small.url, autocommit=True) as sql:
+            terminate(sql)
+        with full(url) as others, capture_logs() as logs:
+            answers = await asyncio.gather(*every_route(service))
+            for answer in answers:
+                assert_error(answer, 503)
+                assert answer.json()["code"] == "database_busy"
+            unready = await service.request("GET", "/readyz")
+            assert unready.json()["error"] == "The database does not accept connections"
+            failures = [each for each in logs if each["event"] == "request failed"]
+            assert len(failures) == len(answers)
+            reasons = {each["cause"] for each in failures}
+            reasons |= {each["reason"] for each in logs if each["event"] == "not ready"}
+            assert reasons <= NO_SESSIONS
+            async with listening(url, pool_size=1) as late:  # a worker that starts meanwhile
+                assert_error(await late.request("GET", "/readyz"), 503)
+                others.close()
+                await until(lambda: not refuses(url))
+                assert (await late.request("GET", "/readyz")).status_code == 200
+        assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
+
+
+async def test_start_on_a_full_server_says_its_reason(small: Server) -> None:
+    url = small.at("postgres", "guest")
+    with full(url), pytest.raises(StartupError, match="|".join(NO_SESSIONS)):
+        await server.check(settings(), url)
+
+
+@pytest.mark.parametrize(
+    ("rules", "database", "reason"),
+    [
+        ("", "nothing", 'database "nothing" does not exist'),
+        ("local all refused reject", None, "pg_hba.conf rejects connection"),
+        ("", None, 'role "refused" is not permitted to log in'),
+    ],
+)
+async def test_reason_of_a_refused_connection_is_in_the_log(
+    own: OwnPostgres, own_url: str, rules: str, database: str | None, reason: str
+) -> None:
+    execute(own.url, "DROP ROLE IF EXISTS refused")
+    execute(own.url, "CREATE ROLE refused NOLOGIN IN ROLE todo_member")
+    url = own_url.replace("postgres@", "refused@" if database is None else "postgres@")
+    if database:
+        url = own.at(database)
+    before = own.access_rules.read_text()
+    own.access_rules.write_text(f"{rules}\n{before}")
+    reload(own)
+    try:
+        await until(lambda: reason in why_refused(url))
+        with pytest.raises(StartupError, match=f"DATABASE_URL: .*{re.escape(reason)}"):
+            await server.check(settings(), url)
+        with capture_logs() as logs:
+            async with listening(url) as service:
+                answer = await service.request("GET", "/api/tasks", "alice")
+                assert_error(answer, 500)
+                assert answer.json()["code"] == "database_unreachable"
+                unready = await service.request("GET", "/readyz")
+                assert unready.json()["error"] == "The database does not accept connections"
+        for event, member in (
+            ("no answer of the database yet", "reason"),
+            ("request failed", "cause"),
+            ("not ready", "reason"),
+        ):
+            (entry,) = [each for each in logs if each["event"] == event]
+            assert reason in entry[member]
+    finally:
+        own.access_rules.write_text(before)
+        reload(own)
+
+
+async def test_missing_tls_is_in_the_log(database_url: str) -> None:
+    reason = "server does not support SSL, but SSL was required"
+    async with Network(database_url) as network:
+        with capture_logs() as logs:
+            async with listening(f"{network.url}?sslmode=require") as service:
+                assert_error(await service.request("GET", "/api/tasks", "alice"), 500)
+        (failed,) = [each for each in logs if each["event"] == "request failed"]
+        assert failed["cause"] == reason
+
+
+def why_refused(url: str) -> str:
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError as error:
+        return str(error)
+    return ""
 
 
 async def test_wrong_password_stops_the_start_but_not_a_running_service(

@@ -15,6 +15,7 @@ import httpx2
 import psutil
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from support.program import Program, command, environment, serving
 from support.service import SECRET, bearer
@@ -222,6 +223,56 @@ def test_database_url_means_no_embedded_server(tmp_path: Path, database_url: str
         assert (answer.status_code, answer.json()) == (200, [])
         assert program.stop() == 0
     assert not (tmp_path / ".data").exists()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_libpqs_variables_do_not_reach_the_embedded_database(tmp_path: Path, workers: str) -> None:
+    services = tmp_path / "services"
+    services.write_text("[other]\nhost=127.0.0.1\nport=1\n")
+    variables = {
+        "PGHOST": "127.0.0.1",
+        "PGHOSTADDR": "127.0.0.1",
+        "PGPORT": "5433",
+        "PGUSER": "nobody",
+        "PGDATABASE": "nothing",
+        "PGPASSFILE": "/nowhere",
+        "PGREQUIREAUTH": "scram-sha-256",
+        "PGREQUIREPEER": "nobody",
+        "PGCHANNELBINDING": "require",
+        "PGSSLMODE": "verify-full",
+        "PGSERVICE": "other",
+        "PGSERVICEFILE": str(services),
+        "PGOPTIONS": "-c default_transaction_isolation=serializable",
+        "PGTARGETSESSIONATTRS": "standby",
+        "PGCLIENTENCODING": "nonsense",
+        "PGTZ": "nonsense",
+        "PGDATESTYLE": "nonsense",
+        "PGMINPROTOCOLVERSION": "nonsense",
+    }
+    with serving(tmp_path, "--workers", workers, **variables) as program, program.client() as call:
+        created = call.post("/api/tasks", json={"title": "x"})
+        assert created.status_code == 201
+        assert call.get("/readyz").status_code == 200
+        assert program.stop() == 0
+
+
+def test_libpqs_variables_count_for_what_the_url_leaves_out(
+    tmp_path: Path, database_url: str
+) -> None:
+    given = conninfo_to_dict(database_url)
+    variables = {"PGHOST": str(given["host"]), "PGUSER": "postgres", "PGCLIENTENCODING": "LATIN1"}
+    url = f"postgresql:///{given['dbname']}"
+    with serving(tmp_path, DATABASE_URL=url, **variables, **KEYS) as program:
+        answer = httpx2.post(
+            f"{program.address}/api/tasks", json={"title": "Ä 😀"}, headers=bearer("alice")
+        )
+        assert answer.json()["title"] == "Ä 😀"
+        with psycopg.connect(database_url) as connection:
+            names = connection.execute(
+                "SELECT DISTINCT application_name FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            ).fetchall()
+        assert names == [("todo-api",)]
 
 
 def test_neons_url_is_accepted_unchanged(tmp_path: Path) -> None:

@@ -4,21 +4,21 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
-from todo_api.database import row_security
+from todo_api.database import inspection, row_security
 from todo_api.database.address import conninfo
 from todo_api.database.connection import Command, Connection, Result
-from todo_api.database.failures import CONFLICTS, QueryFailed, may_repeat
+from todo_api.database.failures import CONFLICTS, ConnectionRefused, QueryFailed, may_repeat
+from todo_api.database.inspection import Inspection, Problem, refuse
 from todo_api.database.pool import Pool
 from todo_api.database.preamble import Preamble
 from todo_api.database.statement import Rows, Statement
 from todo_api.errors import (
     ApiError,
     DatabaseBusy,
-    DatabaseUnreachable,
     InternalError,
     StartupError,
     TooManyRequests,
@@ -58,8 +58,8 @@ class Database:
         self.pool.open()
         try:
             await self.check()
-        except DatabaseUnreachable as error:
-            log.warning("the database does not answer yet", reason=str(error.__cause__))
+        except ApiError as error:
+            log.warning("no answer of the database yet", reason=str(error.__cause__ or error))
         except BaseException:
             self.close()
             raise
@@ -132,32 +132,55 @@ class Database:
             return None
         try:
             await self.check()
-        except DatabaseUnreachable:
-            return "The database does not answer"
-        except DatabaseBusy:
-            return "No connection to the database is free"
+        except ApiError as error:
+            log.warning("not ready", reason=str(error.__cause__ or type(error).__name__))
+            return _without_answer(error)
         except StartupError as error:
             log.warning("not ready", reason=str(error))
             return "The database is not in order; `todo-api check` says what to do"
         return None
 
-    async def check(self) -> None:
-        """Check the schema, and row security as it is configured.
+    async def check(self) -> list[Problem]:
+        """Check everything that requests rely on (`inspection.py`). Return what may stay.
 
-        Raises `StartupError`, or `DatabaseUnreachable` with its cause.
+        Raises `StartupError`, or an `ApiError` with its cause if there is no answer.
         """
-        role = self._settings.row_security
-        query = row_security.STATE if role else row_security.STATE_OFF
+        problems = list((await self.inspect()).problems())
+        refuse(problems)
+        self._known_ready = True
+        return problems
+
+    async def inspect(self) -> Inspection:
+        """Find out what requests rely on. Raises as `check` does."""
+        found = Inspection(await self._ask(inspection.FACTS), self._settings)
+        if found.shows_state:
+            role = self._settings.row_security
+            query = row_security.STATE if role else row_security.STATE_OFF
+            found.add_state(await self._ask(query))
+        return found
+
+    async def why_not_migrating(self, found: Inspection) -> str | None:
+        """Return why the login cannot migrate, or None if it can. Raises as `check` does."""
+        return inspection.why_not_migrating(await self._object([(inspection.MIGRATION, [])]), found)
+
+    async def _ask(self, query: Statement) -> Mapping[str, Any]:
+        """Run a query as requests do, but without an owner, and as the login if it has to."""
+        take_role = [inspection.TAKE_ROLE] if self._settings.row_security else []
+        statements = [self._preamble.timeouts, *take_role, query]
+        return await self._object([(each, []) for each in statements])
+
+    async def _object(self, commands: Sequence[Command]) -> Mapping[str, Any]:
+        """Return the JSON object that the last command selects."""
         try:
-            rows, _ = await self._attempt(
-                self._commands(query, {"owner": ""}, self._uncounted_preamble)
-            )
+            rows, _ = await self._attempt(commands)
         except QueryFailed as failure:
             if failure.api_error is InternalError:
-                raise StartupError(row_security.explain(failure.sqlstate)) from failure
-            raise DatabaseUnreachable from failure
-        row_security.check(json.loads(rows[0]), role=role)
-        self._known_ready = True
+                raise StartupError(
+                    f"DATABASE_URL: the database refused the first statement ({failure.sqlstate})"
+                ) from failure
+            raise self._api_error(failure) from failure
+        found: Mapping[str, Any] = json.loads(rows[0])
+        return found
 
     def _invalidate_readiness(self) -> None:
         self._known_ready = False
@@ -202,6 +225,15 @@ class Database:
         if failure.api_error is TooManyRequests:
             return TooManyRequests(math.ceil(RATE_SECONDS / self._settings.rate_limit))
         return failure.api_error()
+
+
+def _without_answer(error: ApiError) -> str:
+    """Return for `/readyz` why the database gave no answer."""
+    if isinstance(error.__cause__, ConnectionRefused):
+        return "The database does not accept connections"
+    if isinstance(error, DatabaseBusy):
+        return "No connection to the database is free"
+    return "The database does not answer"
 
 
 class StreamedRows:

@@ -39,6 +39,8 @@ from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 from urllib.parse import quote
 
+from psycopg.pq import Conninfo
+
 from todo_api.database import supervisor, temporary
 from todo_api.errors import StartupError
 
@@ -76,6 +78,20 @@ class _Copy(NamedTuple):
 
     folder: Path
     lock: int
+
+
+_OTHER_VARIABLES = ("PGSERVICEFILE", "PGSYSCONFDIR", "PGTZ", "PGDATESTYLE", "PGGEQO")
+"""libpq's variables that are not for a parameter of a connection."""
+
+
+def forget_libpq_variables() -> None:
+    """Remove libpq's variables (PGPORT, PGHOSTADDR, PGSERVICE, …) from this process's environment.
+
+    They are meant for another server. A URL cannot overrule all of them, PGSERVICE for one.
+    """
+    parameters = [option.envvar for option in Conninfo.get_defaults() if option.envvar]
+    for name in (*map(os.fsdecode, parameters), *_OTHER_VARIABLES):
+        os.environ.pop(name, None)
 
 
 class EmbeddedPostgres:

@@ -3,6 +3,7 @@
     QueryFailed                    the commands did not all succeed
     ├── ServerError                PostgreSQL reported an error, with its SQLSTATE
     └── ConnectionLost             the connection broke, or the program closed it
+        ├── ConnectionRefused      PostgreSQL or a pooler did not accept the connection
         └── ServerUnresponsive     the server sent nothing before the deadline
 
 SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -38,6 +39,8 @@ API_ERRORS: Mapping[str, type[ApiError]] = {
     "XX000": ServiceUnavailable,
     "58": ServiceUnavailable,  # system error outside of PostgreSQL: its disk, or a node of Citus
     "53": DatabaseBusy,  # insufficient resources: disk, memory, connections
+    # transaction_timeout, if it was set after the start (`inspection.py`)
+    "25P04": StatementTimeout,
     "57": DatabaseUnreachable,  # operator intervention: shutdown, crash, starting up
     "08": DatabaseUnreachable,  # connection exception
 }
@@ -54,7 +57,7 @@ STALE = {
 CONFLICTS = {"40001", "40P01"}
 """SQLSTATEs of a transaction that collided with another one, on a connection that still works."""
 
-_TRANSIENT = STALE | CONFLICTS | {"57P01", "57P02", "57P03", "CIINF"}
+_TRANSIENT = STALE | CONFLICTS | {"57P01", "57P02", "57P03", "57P05", "CIINF"}
 """SQLSTATEs after which a second attempt can succeed."""
 
 
@@ -86,6 +89,14 @@ class ConnectionLost(QueryFailed):
     def __init__(self, reason: str, *, did_not_run: bool = False) -> None:
         super().__init__(reason)
         self.did_not_run = did_not_run
+
+
+class ConnectionRefused(ConnectionLost):
+    """PostgreSQL or a pooler answered, and did not accept the connection. It says why."""
+
+    def __init__(self, reason: str, *, is_full: bool) -> None:
+        super().__init__(reason, did_not_run=True)
+        self.api_error = DatabaseBusy if is_full else DatabaseUnreachable
 
 
 class ServerUnresponsive(ConnectionLost):

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import psycopg
 
-from todo_api.database.address import reason
+from todo_api.database.address import refusal
 from todo_api.database.connection import Command, Connection, Result
-from todo_api.database.failures import ConnectionLost, QueryFailed
+from todo_api.database.failures import ConnectionLost, ConnectionRefused, QueryFailed
 from todo_api.database.statement import Statement
-from todo_api.errors import DatabaseBusy, DatabaseUnreachable, ShuttingDown
+from todo_api.errors import DatabaseBusy, ShuttingDown
 from todo_api.limiter import Limiter
 from todo_api.settings import Settings
 
@@ -84,7 +84,8 @@ class Pool:
     async def run(self, commands: Sequence[Command], seconds: float) -> Result:
         """Run commands on the connection used last, on a new one, or on the next that is free.
 
-        Raises `DatabaseBusy`, `DatabaseUnreachable`, `ShuttingDown` or a `QueryFailed`.
+        Raises `DatabaseBusy`, `DatabaseUnreachable`, `ShuttingDown` or a `QueryFailed`. Without a
+        connection the error's cause is the `ConnectionLost` that says why.
         """
         result = None
         if not self._limiter.try_acquire():
@@ -152,8 +153,9 @@ class Pool:
             except (psycopg.Error, QueryFailed, OSError) as error:
                 cause = error
         self._on_failure()
-        # The cause goes to the log, and libpq's own message would show the database's address.
-        raise DatabaseUnreachable from ConnectionLost(reason(cause), did_not_run=True)
+        # The failure goes to the log, and libpq's own message would show the database's address.
+        failure = _failure_to_connect(cause)
+        raise failure.api_error from failure
 
     async def _connect_once(self) -> Connection:
         connection = await Connection.open(
@@ -168,3 +170,10 @@ class Pool:
             connection.close()
             raise ShuttingDown
         return connection
+
+
+def _failure_to_connect(cause: Exception | None) -> ConnectionLost:
+    refused = refusal(cause)
+    if refused.by_server:
+        return ConnectionRefused(refused.reason, is_full=refused.is_full)
+    return ConnectionLost(refused.reason, did_not_run=True)

@@ -30,6 +30,8 @@ class Preamble:
         self.counts = quota > 0
         """Whether PostgreSQL counts the request."""
         timeouts = settings.statement_timeout, settings.lock_timeout
+        self.timeouts = _select(b"transaction_timeouts", _set_timeouts(*timeouts))
+        """Only sets the timeouts, for statements that name no owner."""
         self.session = None if role else _select(b"timeouts", _set_timeouts(*timeouts, "false"))
         """A statement that each new connection runs once, unless requests set the timeouts."""
         owner = [f"set_config('role', '{ROLE}', true)", "name_owner($1)"] if role else []

@@ -34,6 +34,9 @@ def lift_versions(url: str) -> int:
     """
     try:
         with psycopg.connect(conninfo(url, direct=True)) as connection:
+            # A user who writes meanwhile has to be lifted above that write, and not be an error.
+            connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+            connection.execute("SET LOCAL statement_timeout = 0")  # one UPDATE of every user
             known = [connection.execute(query).fetchall()[0][0] or 0 for query in _KNOWN]
             floor = max(int(time.time() * 1000), *known) + MARGIN
             users, *_ = [connection.execute(statement, [floor]) for statement in _LIFT]

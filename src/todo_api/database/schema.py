@@ -20,12 +20,20 @@ def newest() -> str:
 
 
 def current(url: str) -> str | None:
-    """Return the database's revision, or None without one. Raises `StartupError`."""
+    """Return the database's revision, or None without one.
+
+    Raises `StartupError`, also if the login may not read it. Such a login cannot migrate either.
+    """
     try:
         with psycopg.connect(conninfo(url, direct=True)) as connection:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
+    except psycopg.errors.UndefinedTable:
         return None
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise StartupError(
+            "AUTO_MIGRATE: the database user may not read the schema's version, so it cannot"
+            " migrate; set AUTO_MIGRATE=off and run `todo-api migrate` as an administrator"
+        ) from error
     except psycopg.Error as error:
         raise StartupError(f"DATABASE_URL: {reason(error)}") from error
     return row[0] if row else None

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, MetaData, NullPool, create_engine, te
 from sqlalchemy.exc import DBAPIError
 
 from todo_api.database.address import conninfo, reason
+from todo_api.database.inspection import wrong_encoding
 from todo_api.errors import StartupError
 
 ADVISORY_LOCK = 0x70D0_A91
@@ -38,6 +39,9 @@ def migrate(url: str) -> None:
     engine = _engine(url)
     try:
         with engine.begin() as connection:
+            _refuse_other_encoding(connection)
+            # A migration may take longer than the login's statements usually may.
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
             # A lock of the transaction, because a session's lock does not hold through a pooler.
             connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
             connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
@@ -56,8 +60,18 @@ def _engine(url: str) -> Engine:
     """Return an engine that leaves reading the address to libpq."""
     address = conninfo(url, direct=True)
     return create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(address), poolclass=NullPool
+        "postgresql+psycopg://",
+        creator=lambda: psycopg.connect(address),
+        poolclass=NullPool,
+        # A migration that has waited for another one has to see its result.
+        isolation_level="READ COMMITTED",
     )
+
+
+def _refuse_other_encoding(connection: Connection) -> None:
+    encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
+    if encoding != "UTF8":
+        raise StartupError(wrong_encoding(encoding))
 
 
 def _is_newer(connection: Connection) -> bool:
@@ -75,7 +89,12 @@ def _is_newer(connection: Connection) -> bool:
 def _explain(error: DBAPIError) -> str:
     """Return one line of advice for the operator, without an address."""
     sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate == "42501":  # insufficient_privilege
+    if sqlstate == "25006":  # read_only_sql_transaction
+        return (
+            "DATABASE_URL: the database is read-only, so its schema cannot be migrated; "
+            "migrate its primary, and set AUTO_MIGRATE=off for a read-only copy"
+        )
+    if sqlstate in {"42501", "3F000"}:  # insufficient_privilege, invalid_schema_name
         return (
             "DATABASE_URL: its user may not make the schema; migrate once as an administrator "
             "(`todo-api migrate --sql` prints the statements) and set AUTO_MIGRATE=off"

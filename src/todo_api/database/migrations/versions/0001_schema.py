@@ -178,6 +178,8 @@ def _grant() -> None:
         "erasures": "SELECT, INSERT (user_hash, version, erased_at), UPDATE (version, erased_at)",
         "restorations": "SELECT",
         "rate_limits": "SELECT, INSERT (user_hash, full_at), UPDATE (full_at)",
+        # So that a login which only serves can read the version.
+        "alembic_version": "SELECT",
     }
     for table, privileges in granted.items():
         op.execute(f"GRANT {privileges} ON {table} TO todo_member")
