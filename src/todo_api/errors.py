@@ -8,6 +8,7 @@ One handler (`todo_api.http.answers`) answers them all. This module imports noth
     │   └── InvalidFields        400 with a message for each field
     ├── Unauthorized             401
     │   └── InvalidToken         401, a token was sent (RFC 6750, section 3.1)
+    │       ├── ExpiredToken     401, and everything else about the token is right
     │       └── AccountErased    401, the user was erased after the token was issued
     ├── Forbidden                403
     ├── NotFound                 404
@@ -42,6 +43,8 @@ class ApiError(Exception):
     status_code: int
     message: str = ""
     headers: Mapping[str, str] = {}
+    reason: str | None = None
+    """Why, for the request's line in the log. The client never sees it."""
 
     def __init__(self, message: str | None = None) -> None:
         if message is not None:
@@ -78,15 +81,19 @@ class Unauthorized(ApiError):
     message = "A valid bearer token is required"
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
-
-class InvalidToken(Unauthorized):
-    """A token was sent and refused. `reason` is for tests and logs, never for the client."""
-
-    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-
     def __init__(self, reason: str) -> None:
         super().__init__()
         self.reason = reason
+
+
+class InvalidToken(Unauthorized):
+    """A token was sent and refused. `reason` names the check that failed."""
+
+    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+
+
+class ExpiredToken(InvalidToken):
+    """The token has expired, and everything else about it is right."""
 
 
 class AccountErased(InvalidToken):
