@@ -99,6 +99,13 @@ def _issuer_address(address: str) -> str:
     return str(url).rstrip("/")
 
 
+def _better_auth_url(address: str) -> str:
+    issuer = _issuer_address(address)
+    if "?" in issuer or "#" in issuer:
+        raise _wrong("must be without a query and a fragment, like Better Auth's baseURL")
+    return issuer
+
+
 def _origin(address: str) -> str:
     if address == "*":
         raise _wrong("must name each origin, because * would let every site call the API")
@@ -125,6 +132,7 @@ def _can_export() -> bool:
 
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 SharedSecret = Annotated[SecretStr, AfterValidator(_shared_secret)]
+BetterAuthUrl = Annotated[str, AfterValidator(_better_auth_url)]
 IssuerAddress = Annotated[str, AfterValidator(_issuer_address)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Host = Annotated[str, AfterValidator(_without_brackets)]
@@ -153,7 +161,7 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Path(".data")
 
-    better_auth_url: IssuerAddress | None = None
+    better_auth_url: BetterAuthUrl | None = None
     better_auth_secret: SharedSecret | None = None
     better_auth_jwks_url: IssuerAddress | None = None
     better_auth_issuer: str | None = None
@@ -211,10 +219,14 @@ class Settings(BaseSettings):
 
     @property
     def jwks_url(self) -> str | None:
-        """The address of the published keys, or None if only the shared secret is used."""
+        """The address of the published keys, or None if only the shared secret is used.
+
+        Better Auth answers under the path of its `baseURL`, and without one under `/api/auth`.
+        """
         if self.better_auth_jwks_url or not self.better_auth_url:
             return self.better_auth_jwks_url
-        return f"{self.better_auth_url}/api/auth/jwks"
+        has_path = self.better_auth_url != origin_of(self.better_auth_url)
+        return f"{self.better_auth_url}{'' if has_path else '/api/auth'}/jwks"
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from todo_api.app import signing_keys
+from todo_api.auth.tokens import Expected
 from todo_api.errors import StartupError
 from todo_api.settings import Settings, origin_of, variables
 
@@ -88,6 +90,27 @@ def test_published_keys_are_found_from_the_url(monkeypatch: pytest.MonkeyPatch) 
     assert settings.jwks_url == "https://keys.example/jwks"
 
 
+@pytest.mark.parametrize(
+    ("base_url", "key_set"),
+    [
+        ("https://app.example", "https://app.example/api/auth/jwks"),
+        ("https://app.example:443//", "https://app.example/api/auth/jwks"),
+        ("https://app.example/api/auth", "https://app.example/api/auth/jwks"),
+        ("https://app.example/api/auth/", "https://app.example/api/auth/jwks"),
+        ("https://App.Example/auth", "https://app.example/auth/jwks"),
+        ("http://localhost:3000/a/b", "http://localhost:3000/a/b/jwks"),
+    ],
+)
+def test_path_of_the_url_is_taken_as_better_auth_takes_it(
+    monkeypatch: pytest.MonkeyPatch, base_url: str, key_set: str
+) -> None:
+    settings = load(monkeypatch, BETTER_AUTH_URL=base_url)
+    assert settings.jwks_url == key_set
+    expected = signing_keys(settings).published_expects
+    origin = "/".join(key_set.split("/")[:3])
+    assert expected == Expected(issuer=origin, audience=origin)
+
+
 WRONG: list[tuple[str, dict[str, str]]] = [
     ("DATABASE_URL", {"DATABASE_URL": "mysql://u:hunter2@db/x", "BETTER_AUTH_SECRET": SECRET}),
     ("DATABASE_URL", {"NEON_DB_URL": "hunter2", "BETTER_AUTH_SECRET": SECRET}),
@@ -100,6 +123,8 @@ WRONG: list[tuple[str, dict[str, str]]] = [
     ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "http://app.example/hunter2"}),
     ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "https://u:hunter2@app.example"}),
     ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "hunter2"}),
+    ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "https://app.example/?hunter2"}),
+    ("BETTER_AUTH_URL", {"BETTER_AUTH_URL": "https://app.example/auth#hunter2"}),
     (
         "BETTER_AUTH_JWKS_URL",
         {"BETTER_AUTH_URL": "https://a.example", "BETTER_AUTH_JWKS_URL": "http://hunter2.example"},
