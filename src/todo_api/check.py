@@ -28,7 +28,9 @@ class Finding:
 
 async def findings(settings: Settings, database_url: str) -> list[Finding]:
     """Check everything in the order in which a request needs it. No detail contains a secret."""
+    warnings = settings.warnings()
     return [
+        *([Finding("settings", "warning", "; ".join(warnings))] if warnings else []),
         *await _database(settings, database_url),
         _secret(settings),
         *(await _key_set(settings.jwks_url) if settings.jwks_url else []),
@@ -41,7 +43,7 @@ async def _database(settings: Settings, url: str) -> list[Finding]:
     try:
         await database.ping()
         return [
-            Finding("database", "ok", f"PostgreSQL {database.server_version} answers"),
+            Finding("database", "ok", _answers(settings, database)),
             *await _schema(settings, url, database),
             await _prepared_statements(settings, database),
         ]
@@ -51,6 +53,11 @@ async def _database(settings: Settings, url: str) -> list[Finding]:
         return [Finding("database", "failure", f"DATABASE_URL: {error.__cause__}")]
     finally:
         database.close()
+
+
+def _answers(settings: Settings, database: Database) -> str:
+    place = database.pool.place if settings.database_url else "embedded"
+    return f"PostgreSQL {database.server_version} answers ({place})"
 
 
 async def _schema(settings: Settings, url: str, database: Database) -> list[Finding]:

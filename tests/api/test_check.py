@@ -1,13 +1,16 @@
 """`todo-api check` finds mistakes, says what to do, and shows no secret."""
 
 import json
+import re
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from support.program import command, environment
 from support.publisher import Publisher
@@ -22,7 +25,7 @@ async def publisher() -> AsyncIterator[Publisher]:
 
 
 async def look(url: str, **values: Any) -> dict[str, Finding]:
-    found = await findings(settings(**values), url)
+    found = await findings(settings(**{"database_url": SecretStr(url), **values}), url)
     assert len({finding.subject for finding in found}) == len(found)
     return {finding.subject: finding for finding in found}
 
@@ -34,8 +37,20 @@ async def test_everything_is_ok(database_url: str, publisher: Publisher) -> None
         *("database", "schema", "row security", "prepared statements"),
         *("shared secret", "key set", "clock", "origins"),
     ]
-    assert "PostgreSQL 1" in found["database"].detail
+    name, _, host = database_url.rpartition("/")[2].partition("?host=")
+    answers = rf"PostgreSQL 1\d\.\d+ answers \({name} on {unquote(host)}\)"
+    assert re.fullmatch(answers, found["database"].detail)
     assert "1 keys (EdDSA)" in found["key set"].detail
+
+
+async def test_settings_that_are_probably_wrong(database_url: str) -> None:
+    embedded = await look(database_url, database_url=None)
+    assert embedded["database"].detail.endswith("answers (embedded)")
+    assert embedded["settings"].status == "warning"
+    assert embedded["settings"].detail.startswith("DATABASE_URL (or ")
+    found = await look(database_url, better_auth_secret=SecretStr(f"{SECRET}\n"))
+    assert found["settings"].status == "warning"
+    assert found["settings"].detail.startswith("BETTER_AUTH_SECRET: ends with white space (U+000A)")
 
 
 async def test_database_that_does_not_answer() -> None:
