@@ -92,6 +92,33 @@ async def test_key_set_that_cannot_be_fetched(
     assert "BETTER_AUTH_URL" in found["key set"].detail
 
 
+async def test_key_set_that_cannot_be_decoded(database_url: str, publisher: Publisher) -> None:
+    publisher.encoding = "br"
+    found = await look(database_url, better_auth_url=publisher.url)
+    assert found["key set"].status == "failure"
+    assert "Content-Encoding" in found["key set"].detail
+
+
+async def test_refused_keys_are_not_an_empty_set(database_url: str, publisher: Publisher) -> None:
+    good, bad = publisher.keys[0], {"kty": "EC", "crv": "P-384", "kid": "b", "alg": "ES384"}
+    refused = 'refused: kid "b": the type "EC P-384" is not supported'
+    for keys, status, detail in (
+        ([bad], "failure", f"no usable key; 1 {refused}"),
+        ([good, bad], "warning", f"1 keys (EdDSA); 1 {refused}"),
+        ([], "warning", "empty; Better Auth makes a key with its first token"),
+    ):
+        publisher.keys = keys
+        found = await look(database_url, better_auth_url=publisher.url)
+        assert (found["key set"].status, found["key set"].detail) == (status, detail)
+
+
+async def test_clock_of_a_cache_is_not_the_issuers(database_url: str, publisher: Publisher) -> None:
+    publisher.age, publisher.clock_offset = 60, -60
+    found = await look(database_url, better_auth_url=publisher.url)
+    assert found["clock"].status == "warning"
+    assert "a cache answered" in found["clock"].detail
+
+
 @pytest.mark.parametrize(
     ("offset", "status"),
     [

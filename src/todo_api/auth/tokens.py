@@ -31,7 +31,7 @@ LATEST = 253_402_300_799
 SUBJECT_LENGTH = 255
 KEY_ID_LENGTH = 255
 SHOWN_LENGTH = 200
-"""The log shows at most so many characters of a claim."""
+"""The log shows at most so many characters of a value."""
 
 CACHED_TOKENS = 10_000
 
@@ -282,12 +282,12 @@ def _read_claims(claims: dict[str, Any], expected: Expected) -> _Claims:
 
 def _unexpected(name: str, claims: dict[str, Any], expected: str) -> str:
     """Return the reason for a claim of a genuine token that another value was expected for."""
-    received = _shown(claims[name]) if name in claims else "none"
-    return f"{name}: expected {_shown(expected)}, received {received}"
+    received = shown(claims[name]) if name in claims else "none"
+    return f"{name}: expected {shown(expected)}, received {received}"
 
 
-def _shown(value: object) -> str:
-    """Return a claim as JSON in ASCII, which cannot forge a line of the log, and not too long."""
+def shown(value: object) -> str:
+    """Return a value as JSON in ASCII, which cannot forge a line of the log, and not too long."""
     text = json.dumps(value)
     return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."
 
