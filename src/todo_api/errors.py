@@ -99,8 +99,8 @@ class ExpiredToken(InvalidToken):
 class AccountErased(InvalidToken):
     """The token was issued before its user was erased, and must not bring them back."""
 
-    def __init__(self) -> None:
-        super().__init__("older than the erasure")
+    def __init__(self, reason: str = "iat: from before the erasure of the account") -> None:
+        super().__init__(reason)
 
 
 class Forbidden(ApiError):

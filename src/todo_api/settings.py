@@ -321,6 +321,14 @@ class Settings(BaseSettings):
                 raise _wrong(f"{end}; remove it")
         return value
 
+    @property
+    def publishes_own_keys(self) -> bool:
+        """Whether the key set comes from the same origin as the tokens."""
+        if self.better_auth_url is None:
+            return False
+        published_by = self.better_auth_jwks_url or self.better_auth_url
+        return origin_of(published_by) == origin_of(self.better_auth_url)
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.better_auth_jwks_url and not self.better_auth_url:

@@ -60,6 +60,8 @@ PLANNERS = [
 VALUES: dict[str, object] = {
     "email": "a@example.com",
     "issued_at": 4_000_000_000,
+    "tokens_from": 4_000_000_000,
+    "issuer_ahead": 1,
     "now": 4_000_000_000_000,
     **{f"new_{name}": "new" for name in WRITABLE},
     "new_status": "complete",

@@ -110,15 +110,15 @@ class _Claims:
         """
         if now < self.valid_from - LEEWAY:
             raise InvalidToken(
-                f"{self.valid_from_claim}: expected at most {_shown_time(now + LEEWAY)} "
-                f"(our clock + {LEEWAY:.0f} s), received {_shown_time(self.valid_from)}"
+                f"{self.valid_from_claim}: expected at most {shown_time(now + LEEWAY)} "
+                f"(our clock + {LEEWAY:.0f} s), received {shown_time(self.valid_from)}"
             )
         if now >= self.expires_at + LEEWAY:
             issued_at = self.identity.issued_at
-            issued = "" if issued_at is None else f", with iat {_shown_time(issued_at)}"
+            issued = "" if issued_at is None else f", with iat {shown_time(issued_at)}"
             raise ExpiredToken(
-                f"exp: expected more than {_shown_time(now - LEEWAY)} "
-                f"(our clock - {LEEWAY:.0f} s), received {_shown_time(self.expires_at)}{issued}"
+                f"exp: expected more than {shown_time(now - LEEWAY)} "
+                f"(our clock - {LEEWAY:.0f} s), received {shown_time(self.expires_at)}{issued}"
             )
         return self.identity
 
@@ -292,7 +292,7 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."
 
 
-def _shown_time(seconds: float) -> str:
+def shown_time(seconds: float) -> str:
     """Return a time in UTC; one before 1970 as a number, because a date has no year before 1."""
     if seconds < 0:
         return f"{seconds:.0f}"

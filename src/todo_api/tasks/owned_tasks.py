@@ -1,11 +1,12 @@
 """The collection of one owner's tasks: all that a request can reach."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from time import time
 
 from todo_api.auth.owner import Owner
+from todo_api.auth.tokens import shown_time
 from todo_api.database.database import Database, StreamedRows
 from todo_api.database.statement import Rows, Statement
 from todo_api.errors import AccountErased, TaskNotFound
@@ -56,10 +57,17 @@ class OwnedTasks:
     Operations on one task raise `TaskNotFound` where this owner has none of that id.
     """
 
-    def __init__(self, owner: Owner, database: Database, known_owners: KnownOwners) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        database: Database,
+        known_owners: KnownOwners,
+        issuer_ahead: Callable[[], float],
+    ) -> None:
         self.owner = owner
         self._database = database
         self._known_owners = known_owners
+        self._issuer_ahead = issuer_ahead
 
     async def list(self, query: TaskQuery) -> tuple[Rows, StreamedRows | None]:
         """Return the tasks, or the first of very many and the rest."""
@@ -81,7 +89,10 @@ class OwnedTasks:
         if is_known:
             rows = await self._write(statements.add_task(), new)
         if not rows:  # a new owner, one who was erased meanwhile, or a void token
-            rows = await self._write(statements.add_first_task(), new, continues=is_known)
+            try:
+                rows = await self._write(statements.add_first_task(), new, continues=is_known)
+            except AccountErased as error:
+                raise await self._void_token() or error from None
             self._known_owners.add(self.owner.id)
         return rows[0]
 
@@ -103,10 +114,21 @@ class OwnedTasks:
         await self._write_to(task_id, statements.remove_task(), {})
 
     async def erase_owner(self) -> None:
-        """Delete the owner and all their tasks. Again, with the same token: nothing happens."""
+        """Delete the owner and all their tasks. Again, with the same token: nothing happens.
+
+        Tokens that were issued before can no longer write. Their time of issue is by the issuer's
+        clock, so the least good time of issue is later than now by what that clock can be ahead.
+        The token that erases is void too. Another token of its second may be as old.
+        """
         self._known_owners.discard(self.owner.id)
+        ahead = self._issuer_ahead()
+        values = {
+            "owner_hash": self._hash(),
+            "issuer_ahead": ahead,
+            "tokens_from": max(time() + ahead, (self.owner.issued_at or 0) + 1),
+        }
         with suppress(AccountErased):
-            await self._write(statements.erase_owner(), {"owner_hash": self._hash()})
+            await self._write(statements.erase_owner(), values)
 
     async def _write_to(
         self, task_id: int, statement: Statement, values: Mapping[str, object]
@@ -115,11 +137,21 @@ class OwnedTasks:
         rows = await self._write(statement, {"task_id": task_id, **values})
         if rows:
             return rows[0]
-        token = {"owner_hash": self._hash(), "issued_at": self.owner.issued_at}
-        why = statements.void_token()
-        if await self._database.run(self.owner.id, why, token, continues=True):
-            raise AccountErased
-        raise TaskNotFound
+        raise await self._void_token() or TaskNotFound
+
+    async def _void_token(self) -> AccountErased | None:
+        """Return the refusal of a token from before the owner's erasure, if it is one."""
+        issued_at = self.owner.issued_at
+        token = {"owner_hash": self._hash(), "issued_at": issued_at}
+        void_token = statements.void_token()
+        rows = await self._database.run(self.owner.id, void_token, token, continues=True)
+        if not rows:
+            return None
+        received = "none" if issued_at is None else shown_time(issued_at)
+        return AccountErased(
+            f"iat: expected at least {rows[0].decode()}, because the account was erased, "
+            f"received {received}"
+        )
 
     async def _write(
         self, statement: Statement, values: Mapping[str, object], *, continues: bool = False

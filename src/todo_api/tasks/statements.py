@@ -226,11 +226,11 @@ def forget_tombstones() -> Statement:
 
 @cache
 def void_token() -> Statement:
-    """A row where the token is older than the owner's erasure. Says why a write found nothing."""
-    tokens_from = col(Erasure.erased_at) + literal_column("interval '10 seconds'")
-    is_void = func.coalesce(tokens_from > _ISSUED_AT, literal_column("true"))
-    mark: Any = select(literal_column("1")).where(col(Erasure.user_hash) == _OWNER_HASH, is_void)
-    return Statement.compiled("void_token", mark.select_from(Erasure))
+    """The time from which tokens can write, if this one is older. Says why a write failed."""
+    is_void = func.coalesce(col(Erasure.tokens_from) > _ISSUED_AT, literal_column("true"))
+    tokens_from = select(_utc(col(Erasure.tokens_from)))
+    mark = tokens_from.where(col(Erasure.user_hash) == _OWNER_HASH, is_void)
+    return Statement.compiled("void_token", mark)
 
 
 @cache
@@ -244,20 +244,25 @@ def begin_owner() -> Statement:
 
 @cache
 def erase_owner() -> Statement:
-    """Delete the owner's row, and with it every task (a cascade); remember when.
+    """Delete the owner's row, and with it every task (a cascade); void the tokens from before.
+
+    `tokens_from` is the least time of issue of a token that can write again. The database's clock
+    counts too, because it goes on while the statement waits for a connection and a lock.
 
     Statements of their own, because each must see what was committed while `begin_owner` waited.
     """
-    # The token that erases is void afterwards, even where the issuer's clock is ahead of ours.
-    erased_at = func.greatest(func.statement_timestamp(), _ISSUED_AT)
-    row: Any = select(_OWNER_HASH, col(User.version), erased_at).where(col(User.id) == _OWNER)
-    mark = insert(Erasure).from_select(["user_hash", "version", "erased_at"], row)
+    given = func.to_timestamp(bindparam("tokens_from", type_=Float()))
+    ahead: Any = bindparam("issuer_ahead", type_=Float())
+    by_database = func.statement_timestamp() + ahead * literal_column("interval '1 second'")
+    tokens_from = func.greatest(given, by_database)
+    row: Any = select(_OWNER_HASH, col(User.version), tokens_from).where(col(User.id) == _OWNER)
+    mark = insert(Erasure).from_select(["user_hash", "version", "tokens_from"], row)
     marked = mark.on_conflict_do_update(
         index_elements=[col(Erasure.user_hash)],
         set_={
             "version": mark.excluded.version,
             # A clock that was set back must not make tokens good that were void.
-            "erased_at": func.greatest(col(Erasure.erased_at), mark.excluded.erased_at),
+            "tokens_from": func.greatest(col(Erasure.tokens_from), mark.excluded.tokens_from),
         },
     ).returning(col(Erasure.version))
     buried = delete(Tombstone).where(col(Tombstone.user_id) == _OWNER)
