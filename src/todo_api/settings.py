@@ -167,18 +167,12 @@ CommaSeparated = BeforeValidator(_split)
 
 
 class _EnvFile(DotEnvSettingsSource):
-    """Reads `.env` strictly. The environment wins, whichever of a setting's names it has."""
+    """Reads `.env` strictly."""
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
         names = {name.lower() for name in variables()}
         given = env_file.read(Path(".env"), names, environ)
-        values = {name.lower(): value for name, value in given.items() if value}
-        in_environment = {name.lower() for name, value in environ.items() if value}
-        for field in Settings.model_fields:
-            own = {name.lower() for name in _variables_of(field)}
-            if own & in_environment:
-                values = {name: value for name, value in values.items() if name not in own}
-        return values
+        return {name.lower(): value for name, value in given.items() if value}
 
 
 class Settings(BaseSettings):

@@ -172,9 +172,13 @@ def test_file_may_have_all_that_dotenv_allows(monkeypatch: pytest.MonkeyPatch) -
     assert (settings.log_level, settings.log_format) == ("info", "json")
 
 
-def test_environment_wins_whichever_name_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path(".env").write_text(f"DATABASE_URL=postgresql://file/x\nBETTER_AUTH_SECRET={SECRET}\n")
-    settings = load(monkeypatch, NEON_DB_URL=DATABASE)
+@pytest.mark.parametrize("in_file", ["DATABASE_URL", "NEON_DATABASE_URL", "NEON_DB_URL"])
+@pytest.mark.parametrize("name", ["DATABASE_URL", "NEON_DATABASE_URL", "NEON_DB_URL"])
+def test_environment_wins_whichever_name_it_has(
+    monkeypatch: pytest.MonkeyPatch, name: str, in_file: str
+) -> None:
+    Path(".env").write_text(f"{in_file}=postgresql://file/x\nBETTER_AUTH_SECRET={SECRET}\n")
+    settings = load(monkeypatch, **{name: DATABASE})
     assert settings.database_url is not None
     assert settings.database_url.get_secret_value() == DATABASE
 
