@@ -13,6 +13,7 @@ One handler (`todo_api.http.answers`) answers them all. This module imports noth
     │   └── InvalidFields        400 with a message and a code for each field
     ├── Unauthorized             401
     │   └── InvalidToken         401, a token was sent (RFC 6750, section 3.1)
+    │       ├── ExpiredToken     401, and everything else about the token is right
     │       └── AccountErased    401, the user was erased after the token was issued
     ├── Forbidden                403
     ├── NotFound                 404
@@ -57,6 +58,8 @@ class ApiError(Exception):
     code: str
     message: str = ""
     headers: Mapping[str, str] = {}
+    reason: str | None = None
+    """Why, for the request's line in the log. The client never sees it."""
 
     def __init__(self, message: str | None = None) -> None:
         if message is not None:
@@ -141,23 +144,29 @@ class Unauthorized(ApiError):
     message = "A valid bearer token is required"
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
-
-class InvalidToken(Unauthorized):
-    """A token was sent and refused. `reason` is for tests and logs, never for the client."""
-
-    code = "token_invalid"
-    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-
     def __init__(self, reason: str) -> None:
         super().__init__()
         self.reason = reason
 
 
+class InvalidToken(Unauthorized):
+    """A token was sent and refused. `reason` names the check that failed."""
+
+    code = "token_invalid"
+    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+
+
+class ExpiredToken(InvalidToken):
+    """The token has expired, and everything else about it is right."""
+
+    code = "token_expired"
+
+
 class AccountErased(InvalidToken):
     """The token was issued before its user was erased, and must not bring them back."""
 
-    def __init__(self) -> None:
-        super().__init__("older than the erasure")
+    def __init__(self, reason: str = "iat: from before the erasure of the account") -> None:
+        super().__init__(reason)
 
 
 class Forbidden(ApiError):
@@ -221,6 +230,7 @@ class UriTooLong(ApiError):
     """The target of the request is over the limit (RFC 9110, section 15.5.15)."""
 
     status_code = 414
+    code = "uri_too_long"
 
 
 class UnsupportedMediaType(ApiError):

@@ -43,6 +43,8 @@ class RequestContext:
     """The status of the response, 0 until it starts."""
     error: str | None = None
     """The class of the error that the client gets, see `todo_api.errors`."""
+    reason: str | None = None
+    """Why the token was refused. It never contains the token or its subject."""
     client_left: bool = False
     """Whether the client left before a response started."""
     body: bytes | None = None

@@ -55,6 +55,8 @@ NEW_OBJECTS_PER_COLLECTION = 50_000
 FILE_LIMIT = 65_536
 """Open files, and so connections, of one process. The usual 1,024 is for select(2)."""
 
+log = structlog.get_logger()
+
 
 class Server(uvicorn.Server):
     """uvicorn's server, with exit code 0 after a signal."""
@@ -242,14 +244,25 @@ def listener(settings: Settings) -> socket.socket:
         ) from error
 
 
-async def check(settings: Settings, database_url: str) -> None:
-    """Check that the database can be used as configured, once, before any worker starts."""
+def warn(settings: Settings) -> None:
+    """Log what is probably wrong in the settings."""
+    for problem in settings.warnings():
+        log.warning("check the settings", reason=problem)
+
+
+async def check(settings: Settings, database_url: str) -> str:
+    """Check that the database can be used as configured, once, before any worker starts.
+
+    Return the names of the database and of its host.
+    """
     database = Database(database_url, settings)
     try:
         for problem in await database.check():
             log.warning(problem.detail)
     except ApiError as error:
         raise StartupError(f"DATABASE_URL: {error.__cause__ or error}") from error
+    else:
+        return database.pool.place
     finally:
         database.close()
 

@@ -18,7 +18,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
-    "settings": {"errors"},
+    "env_file": {"errors"},
+    "settings": {"env_file", "errors"},
     "limiter": {"errors"},
     "request_context": {"errors"},
     "database": {"limiter", "settings", "errors"},

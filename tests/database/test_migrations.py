@@ -158,8 +158,8 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
         ],
         "column grants": [
             ("answers", "INSERT", "body key request_hash user_id"),
-            ("erasures", "INSERT", "erased_at user_hash version"),
-            ("erasures", "UPDATE", "erased_at version"),
+            ("erasures", "INSERT", "tokens_from user_hash version"),
+            ("erasures", "UPDATE", "tokens_from version"),
             ("rate_limits", "INSERT", "full_at user_hash"),
             ("rate_limits", "UPDATE", "full_at"),
             (

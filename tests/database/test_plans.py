@@ -88,6 +88,8 @@ VALUES: dict[str, object] = {
     "if_match": [1],  # of every task in these tables
     "email": "a@example.com",
     "issued_at": 4_000_000_000,
+    "tokens_from": 4_000_000_000,
+    "issuer_ahead": 1,
     "now": 4_000_000_000_000,
     **{f"new_{name}": "new" for name in WRITABLE},
     "new_status": "complete",

@@ -203,7 +203,7 @@ async def test_void_token_writes_nothing_to_a_recreated_account(
 ) -> None:
     """The increment of the version matches no row, so the write joined to it matches none."""
     await service.request("DELETE", "/api/account", "alice")
-    sql.execute("UPDATE erasures SET erased_at = now() - interval '1 minute'")
+    sql.execute("UPDATE erasures SET tokens_from = now() - interval '50 seconds'")
     task = await service.create("alice")
     old = bearer("alice", iat=int(time.time()) - 55)
     before = sql.execute("SELECT * FROM tasks").fetchall(), version_of(sql, "alice")
@@ -282,7 +282,7 @@ async def test_recreated_account_continues_above_its_old_versions(
     clock.milliseconds += DAY
     last = (await write_everything(service, "alice"))[-1]
     await service.request("DELETE", "/api/account", "alice")
-    sql.execute("UPDATE erasures SET erased_at = now() - interval '1 hour'")
+    sql.execute("UPDATE erasures SET tokens_from = now() - interval '1 hour'")
     clock.milliseconds -= DAY
     assert (await service.create("alice"))["version"] > last
 

@@ -190,7 +190,7 @@ def exercise(meter: Meter) -> Counter[tuple[str, ...]]:
 REFUSALS = {
     "Forbidden": 1.0,
     "Unauthorized": 1.0,
-    "InvalidToken": 1.0,
+    "ExpiredToken": 1.0,
     "TaskNotFound": 1.0,
     "BadRequest": 2.0,
     "NotFound": 1.0,

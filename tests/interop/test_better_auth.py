@@ -83,6 +83,20 @@ async def test_user_signs_up_and_works_with_tasks(
         assert (await call("GET", tasks)).json() == []
 
 
+@pytest.mark.parametrize("path", ["/api/auth", "/auth"])
+async def test_base_url_may_have_a_path(
+    empty_database_url: str, database_url: str, short_folder: Path, path: str
+) -> None:
+    """`BETTER_AUTH_URL` is the same value as `baseURL`; issuer and audience are its origin."""
+    async with signed_up(empty_database_url, database_url, short_folder, path=path) as (
+        issuer,
+        service,
+        ada,
+    ):
+        assert issuer.url.endswith(path)
+        assert await status(service, await issuer.token(ada)) == 200
+
+
 async def test_service_refuses_other_tokens_of_better_auth(
     empty_database_url: str, database_url: str, short_folder: Path
 ) -> None:

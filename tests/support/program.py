@@ -22,6 +22,11 @@ class Program:
         self.address = self._read(r"listening on (http://\S+)")
 
     @cached_property
+    def database(self) -> str:
+        """The database that it says it serves."""
+        return self._read(r"^Database: (.+)$")
+
+    @cached_property
     def example_token(self) -> str:
         """The token of the curl line that development mode prints."""
         return self._read(r"Bearer ([\w.-]+)")

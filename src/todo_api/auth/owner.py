@@ -47,7 +47,8 @@ class Authenticator:
         """
         try:
             identity = await self._identify(_bearer_token(context.headers))
-        except InvalidToken:
+        except InvalidToken as refusal:
+            context.reason = refusal.reason  # the log keeps it if a 429 replaces the 401
             self._rate_limits.count_failure(context.client_address)
             raise
         context.user = identity.subject
@@ -71,11 +72,11 @@ def _bearer_token(headers: HeaderFields) -> str:
     """Return the single bearer token of a request (RFC 6750, 2.1; RFC 9110, 11.4)."""
     values = headers.get(b"authorization")
     if not values:
-        raise Unauthorized
+        raise Unauthorized("no Authorization header")
     if len(values) > 1:
         raise InvalidToken("more than one Authorization header")
     scheme, _, rest = values[0].decode("latin-1").partition(" ")
     token = rest.strip(" ")
     if scheme.lower() != "bearer" or not token:
-        raise Unauthorized
+        raise Unauthorized("the Authorization header has no bearer token")
     return token

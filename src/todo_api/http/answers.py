@@ -143,6 +143,7 @@ class Errors:
         except (Exception, CancelledError) as error:  # noqa: BLE001  every one ends here
             ours = _as_ours(error, context.request_id)
             context.error = type(ours).__name__
+            context.reason = ours.reason or context.reason
             if not context.status:
                 response = await self._handled(error, Request(scope)) or error_answer(ours)
                 await response(scope, receive, send)

@@ -67,6 +67,7 @@ def access_log(key: bytes) -> Observer:
             ms=round(seconds * 1000, 3),
             user=user,
             error=context.error,
+            reason=context.reason,
         )
 
     return observe

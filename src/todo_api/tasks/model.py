@@ -53,13 +53,16 @@ class User(SQLModel, table=True):
 
 
 class Erasure(SQLModel, table=True):
-    """The time of a user's erasure and their last version, stored under the SHA-256 of their id."""
+    """The mark of an erased user, under the SHA-256 of their id.
+
+    It has the time of issue from which a token can write again, and the user's last version.
+    """
 
     __tablename__ = "erasures"
 
     user_hash: bytes = Field(primary_key=True, sa_type=LargeBinary)
     version: int = Field(sa_type=BigInteger)
-    erased_at: datetime = Field(
+    tokens_from: datetime = Field(
         sa_type=DateTime(timezone=True),
         sa_column_kwargs={"server_default": sql("statement_timestamp()")},
     )

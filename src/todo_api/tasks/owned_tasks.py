@@ -1,6 +1,6 @@
 """The tasks of one owner. A request cannot reach any others."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jiter
 
 from todo_api.auth.owner import Owner
+from todo_api.auth.tokens import shown_time
 from todo_api.database.database import Database, StreamedRows
 from todo_api.database.statement import Rows, Statement
 from todo_api.errors import (
@@ -116,10 +117,17 @@ class OwnedTasks:
     `TaskChanged` where it has another version than the caller asks for.
     """
 
-    def __init__(self, owner: Owner, database: Database, known_owners: KnownOwners) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        database: Database,
+        known_owners: KnownOwners,
+        issuer_ahead: Callable[[], float],
+    ) -> None:
         self.owner = owner
         self._database = database
         self._known_owners = known_owners
+        self._issuer_ahead = issuer_ahead
 
     async def list(self, query: TaskQuery, known: int | None = None) -> TaskList:
         """Return the version of the list and its tasks. A `known` version has no tasks."""
@@ -200,10 +208,21 @@ class OwnedTasks:
         await self._write_to(task_id, statements.remove_task(condition.terms), {}, condition)
 
     async def erase_owner(self) -> None:
-        """Delete the owner and all their tasks. A repeat with the same token does nothing."""
+        """Delete the owner and all their tasks. A repeat with the same token does nothing.
+
+        Tokens that were issued before can no longer write. Their time of issue is by the issuer's
+        clock, so the least valid time of issue is later than now by the most that this clock can
+        be ahead. The token that erases is void too, and so is any other token of its second.
+        """
         self._known_owners.discard(self.owner.id)
+        ahead = self._issuer_ahead()
+        values = {
+            "owner_hash": self._hash(),
+            "issuer_ahead": ahead,
+            "tokens_from": max(time() + ahead, (self.owner.issued_at or 0) + 1),
+        }
         with suppress(AccountErased):
-            await self._write(statements.erase_owner(), {"owner_hash": self._hash()})
+            await self._write(statements.erase_owner(), values)
 
     async def _write_to(
         self,
@@ -218,24 +237,25 @@ class OwnedTasks:
             raise await self._why_not_written(task_id, condition.if_match)
         return rows[0]
 
-    async def _why_not_written(self, task_id: int, if_match: Versions) -> ApiError:
+    async def _why_not_written(self, task_id: int = 0, if_match: Versions = None) -> ApiError:
         """Return the reason: a void token, another version of the task, or no task.
 
         This takes a statement of its own, because the write saw the rows as they were before it
         waited for another write.
         """
-        given = {
-            "owner_hash": self._hash(),
-            "issued_at": self.owner.issued_at,
-            "task_id": task_id,
-        }
+        issued_at = self.owner.issued_at
+        given = {"owner_hash": self._hash(), "issued_at": issued_at, "task_id": task_id}
         reason = statements.why_not_written()
         rows = await self._database.run(self.owner.id, reason, given, continues=True)
-        versions = [int(row) for row in rows]
-        if 0 in versions:
-            return AccountErased()
-        if versions and if_match is not None:
-            return TaskChanged(versions[0])
+        for found in map(jiter.from_json, rows):
+            if isinstance(found, str):
+                received = "none" if issued_at is None else shown_time(issued_at)
+                return AccountErased(
+                    f"iat: expected at least {found}, because the account was erased, "
+                    f"received {received}"
+                )
+            if if_match is not None:
+                return TaskChanged(found)
         return TaskNotFound()
 
     async def _write(
@@ -260,7 +280,11 @@ class OwnedTasks:
             "request_hash": retry and retry.request_hash,
             **values,
         }
-        rows = await self._database.run(self.owner.id, statement, given, continues=continues)
+        try:
+            rows = await self._database.run(self.owner.id, statement, given, continues=continues)
+        except AccountErased as error:  # by `begin_owner`, which does not know the times
+            reason = await self._why_not_written()
+            raise (reason if isinstance(reason, AccountErased) else error) from None
         return retry.unpack(rows) if retry else rows
 
     def _hash(self) -> bytes:

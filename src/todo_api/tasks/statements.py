@@ -395,11 +395,13 @@ def forget_tombstones() -> Statement:
 
 @cache
 def why_not_written() -> Statement:
-    """The reason why a write found nothing: 0 for a void token, else the task's version if any."""
-    tokens_from = col(Erasure.erased_at) + literal_column("interval '10 seconds'")
-    is_void = func.coalesce(tokens_from > _ISSUED_AT, literal_column("true"))
-    mark: Any = select(func.to_json(literal_column("0")))
-    void = mark.select_from(Erasure).where(col(Erasure.user_hash) == _OWNER_HASH, is_void)
+    """Select why a write found nothing: the time from which tokens can write, or a version.
+
+    A string is the time, if the token is older than that. A number is the task's version.
+    """
+    is_void = func.coalesce(col(Erasure.tokens_from) > _ISSUED_AT, literal_column("true"))
+    mark: Any = select(func.to_json(_utc(col(Erasure.tokens_from))))
+    void = mark.where(col(Erasure.user_hash) == _OWNER_HASH, is_void)
     task: Any = select(func.to_json(col(Task.version)))
     version = task.where(_ITS_OWN, col(Task.id) == _TASK_ID)
     return Statement.compiled("why_not_written", void.union_all(version))
@@ -416,20 +418,25 @@ def begin_owner() -> Statement:
 
 @cache
 def erase_owner() -> Statement:
-    """Delete the owner's row and all their tasks (by cascade), and store the time.
+    """Delete the owner's row and all their tasks (by cascade), and void the tokens from before.
+
+    `tokens_from` is the least time of issue of a token that can write again. The database's clock
+    counts too, because it goes on while the statement waits for a connection and a lock.
 
     These are separate statements, because each must see the commits while `begin_owner` waited.
     """
-    # The erasing token must be void afterwards, even if the issuer's clock is ahead of ours.
-    erased_at = func.greatest(func.statement_timestamp(), _ISSUED_AT)
-    row: Any = select(_OWNER_HASH, col(User.version), erased_at).where(col(User.id) == _OWNER)
-    mark = insert(Erasure).from_select(["user_hash", "version", "erased_at"], row)
+    given = func.to_timestamp(bindparam("tokens_from", type_=Float()))
+    ahead: Any = bindparam("issuer_ahead", type_=Float())
+    by_database = func.statement_timestamp() + ahead * literal_column("interval '1 second'")
+    tokens_from = func.greatest(given, by_database)
+    row: Any = select(_OWNER_HASH, col(User.version), tokens_from).where(col(User.id) == _OWNER)
+    mark = insert(Erasure).from_select(["user_hash", "version", "tokens_from"], row)
     marked = mark.on_conflict_do_update(
         index_elements=[col(Erasure.user_hash)],
         set_={
             "version": mark.excluded.version,
             # A void token must stay void, even if the clock was set back.
-            "erased_at": func.greatest(col(Erasure.erased_at), mark.excluded.erased_at),
+            "tokens_from": func.greatest(col(Erasure.tokens_from), mark.excluded.tokens_from),
         },
     ).returning(col(Erasure.version))
     buried = delete(Tombstone).where(col(Tombstone.user_id) == _OWNER)

@@ -109,7 +109,7 @@ def _make_tables() -> None:
         # A hash instead of the id, because nothing may name an erased user.
         sa.Column("user_hash", sa.LargeBinary, primary_key=True),
         sa.Column("version", sa.BigInteger, nullable=False),
-        _timestamp("erased_at", "statement_timestamp()"),
+        _timestamp("tokens_from", "statement_timestamp()"),
     )
     op.create_table(
         "restorations",
@@ -175,7 +175,8 @@ def _grant() -> None:
         " due_is_day, completed_at, updated_at, version)",
         "tombstones": "SELECT, INSERT (user_id, version, task_id), DELETE",
         "answers": "SELECT, INSERT (user_id, key, request_hash, body), DELETE",
-        "erasures": "SELECT, INSERT (user_hash, version, erased_at), UPDATE (version, erased_at)",
+        "erasures": "SELECT, INSERT (user_hash, version, tokens_from),"
+        " UPDATE (version, tokens_from)",
         "restorations": "SELECT",
         "rate_limits": "SELECT, INSERT (user_hash, full_at), UPDATE (full_at)",
         # So that a login which only serves can read the version.
@@ -199,7 +200,6 @@ def _make_functions() -> None:
     """)
     # Each query of a volatile function has its own snapshot. So the query for an erasure sees one
     # that was committed while the INSERT waited for its row.
-    # The issuer's clock and ours may differ by ten seconds (auth/tokens.py).
     op.execute("""
         CREATE FUNCTION begin_owner(
             owner text, address text, issued_at double precision, moment bigint
@@ -218,10 +218,10 @@ def _make_functions() -> None:
             SELECT max(version) INTO restored FROM restorations;
             UPDATE users AS u SET
                 version = greatest(u.version, erasure.version + 1, restored),
-                tokens_from = erasure.erased_at + interval '10 seconds'
+                tokens_from = erasure.tokens_from
                 WHERE id = owner;
-            IF coalesce(to_timestamp(issued_at) < erasure.erased_at + interval '10 seconds',
-                erasure.erased_at IS NOT NULL)
+            IF coalesce(to_timestamp(issued_at) < erasure.tokens_from,
+                erasure.tokens_from IS NOT NULL)
             THEN
                 RAISE EXCEPTION 'the token is older than the erasure' USING ERRCODE = 'TD401';
             END IF;
