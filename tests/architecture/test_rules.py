@@ -1,6 +1,7 @@
 """The rules of the design, as tests: what is only written down drifts."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -153,6 +154,23 @@ def test_lock_names_no_index_and_has_hashes(lock: Path) -> None:
     assert re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE)
     for block in re.split(r"\n(?=[a-z0-9])", text):
         assert not re.match(r"[a-z0-9-]+==", block) or "--hash=sha256:" in block
+
+
+NODE_LOCKS = [
+    lock
+    for lock in [*ROOT.glob("*/*/package-lock.json"), *ROOT.glob("*/*/*/package-lock.json")]
+    if "node_modules" not in lock.parts
+]
+
+
+@pytest.mark.parametrize("lock", NODE_LOCKS, ids=str)
+def test_lock_of_node_packages_names_no_registry_and_has_hashes(lock: Path) -> None:
+    packages = json.loads(lock.read_text())["packages"]
+    del packages[""]
+    assert packages
+    for package in packages.values():
+        assert "resolved" not in package
+        assert "integrity" in package or package["inBundle"]
 
 
 def test_importing_the_package_imports_no_framework() -> None:
