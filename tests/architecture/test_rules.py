@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from todo_api.app import create_app
+from todo_api.errors import FIELD_REASONS, InvalidJson
+from todo_api.http.openapi import error_classes
 from todo_api.http.routing import PrivateRoute
 from todo_api.settings import Settings, variables
+from todo_api.tasks.schemas import _CODES, _MESSAGES
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "todo_api"
@@ -136,6 +139,28 @@ def test_example_shows_the_defaults() -> None:
             assert shown[name] == ("on" if default else "off"), name
         elif default is not None and not isinstance(default, tuple):
             assert shown[name] == str(default), name
+
+
+def documented(heading: str) -> set[tuple[str, ...]]:
+    """Return the code cells of a table of docs/api.md, row by row."""
+    table = (ROOT / "docs" / "api.md").read_text().split(heading)[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (?:(\d{3}) \| )?`([a-z_]+)`", table, re.MULTILINE)
+    return {tuple(filter(None, row)) for row in rows}
+
+
+def test_docs_list_every_code_of_an_error() -> None:
+    ours = [each for each in error_classes() if each.__module__.startswith("todo_api.")]
+    assert documented("| status | code | when |") == {
+        (str(each.status_code), each.code) for each in ours
+    }
+
+
+def test_docs_list_every_reason_of_a_field() -> None:
+    fields, schemas = (SOURCE / "tasks" / f"{name}.py" for name in ("fields", "schemas"))
+    raised = set(re.findall(r'invalid\("([a-z_]+)"\)', fields.read_text() + schemas.read_text()))
+    given = {*_CODES.values(), *_MESSAGES, *raised} - {InvalidJson.code}
+    assert given == set(FIELD_REASONS)
+    assert documented("| reason | when |") == {(reason,) for reason in FIELD_REASONS}
 
 
 def test_papers_name_files_that_exist() -> None:

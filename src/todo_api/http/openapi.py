@@ -173,22 +173,22 @@ def _show_example(content: Json, schemas: Json) -> None:
             media["example"] = examples[:1] if is_array else examples[0]
 
 
-def _classes(base: type[ApiError] = ApiError) -> Iterator[type[ApiError]]:
+def error_classes(base: type[ApiError] = ApiError) -> Iterator[type[ApiError]]:
     """Iterate over every error with a code, from the general to the special."""
     if hasattr(base, "code"):
         yield base
     for special in base.__subclasses__():
-        yield from _classes(special)
+        yield from error_classes(special)
 
 
 def _name_of(status: int) -> str:
     """Return the name of the shared response of a status: its most general error."""
-    return next(each.__name__ for each in _classes() if each.status_code == status)
+    return next(each.__name__ for each in error_classes() if each.status_code == status)
 
 
 def _shared_responses(used: set[int]) -> Json:
     """Return the responses that operations refer to, with every error of the service."""
-    every = list(_classes())
+    every = list(error_classes())
     responses = {
         _name_of(status): _error_response(
             [each for each in every if each.status_code == status],

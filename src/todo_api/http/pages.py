@@ -42,7 +42,7 @@ def health_router(not_ready: Callable[[], Awaitable[str | None]]) -> APIRouter:
         return {
             "operation_id": name,
             "response_model": Health,
-            "response_description": "It does.",
+            "response_description": f"The state is `{state}`.",
             "responses": {200: example, **error_responses(400, *errors)},
         }
 

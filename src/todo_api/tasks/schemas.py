@@ -166,12 +166,11 @@ class TaskQuery(BaseModel):
     )
     order: Annotated[
         Literal["asc", "desc"] | None,
-        WithJsonSchema({"type": "string", "enum": ["asc", "desc"]}),
+        WithJsonSchema({"type": "string", "enum": ["asc", "desc"], "examples": ["desc"]}),
     ] = Field(
         default=None,
         description="The direction. Without it `created`, `updated` and `priority` are "
         "descending, `title` and `due_date` ascending.",
-        examples=["desc"],
     )
 
 
