@@ -90,9 +90,9 @@ def test_task_makes_the_round_trip_through_every_client(
 
 
 def test_generated_schemas_accept_what_the_service_accepts(compiled: Path) -> None:
-    """Emoji are two UTF-16 units each, so a limit of length would refuse them.
+    """An emoji is two UTF-16 units, which older versions of zod count against `maxLength`.
 
-    The two generators ignore `minProperties`. Zod, which reads it, refuses an empty change.
+    The two generators ignore `minProperties`. Zod itself reads it, and refuses an empty change.
     """
     accepted: dict[str, bool] = json.loads(
         succeed(compiled.parent, "node", "compiled/validation.js")

@@ -105,8 +105,8 @@ def fold(text: str) -> str:
 def _undocumented_length(schema: dict[str, Any]) -> None:
     """Leave the maximum length to the description.
 
-    JSON Schema and this service count code points, but the zod schemas that generators write count
-    UTF-16 units. With `maxLength` they would refuse 200 emoji, which the service accepts.
+    JSON Schema and this service count code points, but older versions of zod count UTF-16 units.
+    Their schemas with `maxLength` would refuse 200 emoji, which the service accepts.
     """
     del schema["maxLength"]
 
