@@ -72,6 +72,7 @@ _COMMON = ("X-Request-ID", "Cache-Control", "Vary", "X-Content-Type-Options")
 _LIMITED = ("RateLimit-Policy", "RateLimit")
 _OF_STATUS = {
     401: ("WWW-Authenticate",),
+    403: (),
     415: ("Accept", *_LIMITED),
     429: ("Retry-After", *_LIMITED),
     500: ("Retry-After", *_LIMITED),
