@@ -260,6 +260,7 @@ class UriTooLong(ApiError):
 
     status_code = 414
     code = "uri_too_long"
+    message = "The request target must be 8192 bytes or less"
 
 
 class UnsupportedMediaType(ApiError):

@@ -56,9 +56,9 @@ async def refused(service: Service, credentials: str) -> None:
     for verb in ("GET", "POST"):
         answer = await ask(service, credentials, verb)
         assert answer.status_code == 401, credentials[:200]
-        code = (
-            "token_missing" if answer.headers["www-authenticate"] == "Bearer" else "token_invalid"
-        )
+        code = answer.json()["code"]
+        is_missing = answer.headers["www-authenticate"] == "Bearer"
+        assert code in ({"token_missing"} if is_missing else {"token_invalid", "token_expired"})
         assert answer.json() == problem(code, "A valid bearer token is required")
         assert service.wire.round_trips == 0
 
@@ -367,3 +367,19 @@ def test_verifier_refuses_a_token_changed_at_any_byte(good: str, data: st.DataOb
         return
     with pytest.raises(InvalidToken):
         verifier.verify(mutated, time.time())
+
+
+async def test_only_a_token_that_is_right_otherwise_is_called_expired(service: Service) -> None:
+    long_ago = int(time.time()) - 3600
+    expired = token("alice", iat=long_ago - 60, exp=long_ago)
+    answers = {
+        name: (await ask(service, credentials)).json()["code"]
+        for name, credentials in {
+            "expired": expired,
+            "expired and forged": expired[:-4] + "AAAA",
+            "expired and of nobody": token("alice", sub="", iat=long_ago - 60, exp=long_ago),
+            "expired and not valid yet": token("alice", exp=long_ago, nbf=int(time.time()) + 600),
+        }.items()
+    }
+    assert answers.pop("expired") == "token_expired"
+    assert set(answers.values()) == {"token_invalid"}

@@ -118,7 +118,7 @@ async def test_failure_stores_nothing(service: Service, sql: psycopg.Connection)
     task = await service.create("alice")
     path = f"/api/tasks/{task['id']}"
     for verb, address, headers, status in (
-        ("PUT", "/api/tasks/1", {}, 404),
+        ("PUT", "/api/tasks/999999", {}, 404),
         ("PUT", path, {"If-Match": '"1"'}, 412),
     ):
         body = {"title": "y"}

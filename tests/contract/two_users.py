@@ -9,19 +9,44 @@ from typing import Any
 import httpx2
 import schemathesis
 
-from todo_api.tasks.fields import DESCRIPTION_LENGTH, TITLE_LENGTH, read_due_date
+from todo_api.tasks.fields import (
+    BODY_FIELDS,
+    DESCRIPTION_LENGTH,
+    TITLE_LENGTH,
+    fold,
+    read_due_date,
+)
 
 DUE_DATES = ("2026-12-01", "0001-01-01", "2026-12-01T12:00:00.123456-11:30", "9999-12-31T23:59:59Z")
-WRITABLE = {"title", "description", "status", "completed", "priority", "due_date"}
+WRITABLE = {field.name for field in BODY_FIELDS}
+CONDITIONAL = ("If-Match", "If-None-Match", "Idempotency-Key")
 
 
 @schemathesis.hook
 def map_case(_: schemathesis.HookContext, case: schemathesis.Case[Any]) -> schemathesis.Case[Any]:
-    """Let valid bodies also keep the rules that the descriptions state in words."""
-    is_valid = case.meta is None or case.meta.generation.mode.is_positive
-    if is_valid and isinstance(case.body, dict) and "/tasks" in case.path:
-        case.body = keep_rules(case.body, changes=case.method == "PUT")
+    """Let valid requests also keep the rules that the descriptions state in words."""
+    if "/tasks" not in case.path or (case.meta and not case.meta.generation.mode.is_positive):
+        return case
+    if isinstance(case.body, dict):
+        changes = case.method in {"PUT", "PATCH"} and case.path.endswith("{id}")
+        case.body = keep_rules(case.body, changes=changes)
+    case.query = keep_query_rules(dict(case.query or {}))
+    for name in CONDITIONAL:  # any text but a tag or a key is refused
+        case.headers.pop(name, None)
     return case
+
+
+def keep_query_rules(query: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters with a word to search for, days, and no invented cursor."""
+    query.pop("cursor", None)
+    if "q" in query and not any(map(fold, str(query["q"])[:200].split())):
+        query["q"] = "a"
+    for name in ("due_from", "due_before"):
+        if name in query and not is_due_date(str(query[name])):
+            query[name] = DUE_DATES[0]
+    if "q" in query:
+        query["q"] = str(query["q"])[:200]
+    return query
 
 
 def keep_rules(body: dict[str, Any], *, changes: bool) -> dict[str, Any]:

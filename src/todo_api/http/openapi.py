@@ -45,7 +45,22 @@ HEADERS: Json = {
         "0b5c3c2e6d1f4a4e9a7d5b8c1e2f3a4b",
         required=True,
     ),
-    "Cache-Control": _text("No cache may store an answer.", "no-store", required=True),
+    "Cache-Control": _text(
+        "`private, no-cache` if a browser may keep the answer and ask whether it is still true, "
+        "otherwise `no-store`.",
+        "no-store",
+        required=True,
+    ),
+    "ETag": _text(
+        "The version of the task or list, for `If-Match` and `If-None-Match`.", '"7"', required=True
+    ),
+    "Link": _text(
+        "The path of the next page, if there is one.", '</api/tasks?limit=20&cursor=x>; rel="next"'
+    ),
+    "X-Total-Count": _text("How many tasks match. Only with `count=true`.", "42"),
+    "Idempotency-Replayed": _text(
+        "`true` if this is the stored answer to an earlier request with the key.", "true"
+    ),
     "Vary": _text("The request's fields that the answer depends on.", "Origin", required=True),
     "X-Content-Type-Options": _text("The media type is as declared.", "nosniff", required=True),
     "RateLimit-Policy": _text("The limit, if the operator has set one.", '"minute";q=600;w=60'),
@@ -73,6 +88,7 @@ _LIMITED = ("RateLimit-Policy", "RateLimit")
 _OF_STATUS = {
     401: ("WWW-Authenticate",),
     403: (),
+    412: ("ETag", *_LIMITED),
     415: ("Accept", *_LIMITED),
     429: ("Retry-After", *_LIMITED),
     500: ("Retry-After", *_LIMITED),
@@ -123,7 +139,8 @@ def _share_errors(responses: Json) -> set[int]:
 
     FastAPI's 422 goes, because wrong input is 400 here.
     """
-    responses.pop("422", None)
+    if not _is_problem(responses.get("422", {})):
+        responses.pop("422", None)
     ours = {int(status) for status, response in responses.items() if _is_problem(response)}
     for status in ours:
         responses[str(status)] = {"$ref": f"#/components/responses/{_name_of(status)}"}
@@ -142,10 +159,11 @@ def _add_headers(operation: Json) -> None:
     names = (*_COMMON, *(_LIMITED if operation["security"] else ()))
     for response in operation["responses"].values():
         if "$ref" not in response:
-            response["headers"] = _references(names) | response.get("headers", {})
+            response["headers"] = references(names) | response.get("headers", {})
 
 
-def _references(names: Iterable[str]) -> Json:
+def references(names: Iterable[str]) -> Json:
+    """Return references to the descriptions of header fields."""
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
@@ -216,7 +234,7 @@ def _error_response(errors: list[type[ApiError]], headers: Iterable[str]) -> Jso
         "description": "\n".join(
             f"- `{code}`: {example['summary']}" for code, example in examples.items()
         ),
-        "headers": _references(headers),
+        "headers": references(headers),
         "content": {"application/json": {"schema": schema, "examples": examples}},
     }
 

@@ -1,6 +1,6 @@
 """The tasks of one owner. A request cannot reach any others."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -177,10 +177,12 @@ class OwnedTasks:
         rows: Rows = []
         is_known = retry is not None or self.owner.id in self._known_owners
         if is_known:
-            rows = await self._write(statements.add_task(condition.terms), new, condition)
+            known = statements.add_task(condition.terms)
+            rows = await self._explained(self._write(known, new, condition))
         if not rows:  # the owner is new or was just erased, or the token is void
             first = statements.add_first_task()
-            rows = await self._write(first, new, condition, continues=is_known)
+            write = self._write(first, new, condition, continues=is_known)
+            rows = await self._explained(write)
             self._known_owners.add(self.owner.id)
         return rows[0]
 
@@ -232,10 +234,19 @@ class OwnedTasks:
         condition: Condition,
     ) -> bytes:
         """Write to a task and return it. A write that finds nothing asks for the reason."""
-        rows = await self._write(statement, {"task_id": task_id, **values}, condition)
+        write = self._write(statement, {"task_id": task_id, **values}, condition)
+        rows = await self._explained(write)
         if not rows:
             raise await self._why_not_written(task_id, condition.if_match)
         return rows[0]
+
+    async def _explained(self, write: Awaitable[Rows]) -> Rows:
+        """Await a write. A refusal of its token says which tokens can write."""
+        try:
+            return await write
+        except AccountErased as error:
+            reason = await self._why_not_written()
+            raise (reason if isinstance(reason, AccountErased) else error) from None
 
     async def _why_not_written(self, task_id: int = 0, if_match: Versions = None) -> ApiError:
         """Return the reason: a void token, another version of the task, or no task.
@@ -280,11 +291,7 @@ class OwnedTasks:
             "request_hash": retry and retry.request_hash,
             **values,
         }
-        try:
-            rows = await self._database.run(self.owner.id, statement, given, continues=continues)
-        except AccountErased as error:  # by `begin_owner`, which does not know the times
-            reason = await self._why_not_written()
-            raise (reason if isinstance(reason, AccountErased) else error) from None
+        rows = await self._database.run(self.owner.id, statement, given, continues=continues)
         return retry.unpack(rows) if retry else rows
 
     def _hash(self) -> bytes:

@@ -5,7 +5,7 @@ from the same signature.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from http import HTTPStatus
@@ -23,7 +23,7 @@ from todo_api.errors import InvalidJson, InvalidTaskId, NothingToChange
 from todo_api.http.answers import array_answer, json_answer
 from todo_api.http.body import JSON, MERGE_PATCH, read_body, read_object
 from todo_api.http.conditional import EntityTags, read_entity_tags, read_idempotency_key
-from todo_api.http.openapi import error_responses
+from todo_api.http.openapi import error_responses, references
 from todo_api.http.routing import PrivateRoute, Reads
 from todo_api.tasks import schemas
 from todo_api.tasks.fields import BY_NAME, FIELDS, MAXIMUM_ID
@@ -108,13 +108,13 @@ TaskId = Annotated[
 IfMatch = Annotated[
     list[int] | None,
     Header(alias="If-Match", description="Change the task only in this version: its `ETag`."),
-    WithJsonSchema({"type": "string"}),
+    WithJsonSchema({"type": "string", "examples": ['"7"']}),
     Reads(_read_if_match),
 ]
 IfNoneMatch = Annotated[
     EntityTags | None,
     Header(alias="If-None-Match", description="Answer 304 if the `ETag` is still this one."),
-    WithJsonSchema({"type": "string"}),
+    WithJsonSchema({"type": "string", "examples": ['"7"']}),
     Reads(_read_if_none_match),
 ]
 IdempotencyKey = Annotated[
@@ -123,7 +123,7 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         description="Names this write. A repeat within 24 hours gets the first answer again.",
     ),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 255}),
+    WithJsonSchema({"type": "string", "examples": ["8e03978e-40d5-43dd-bc93-6894a57f9324"]}),
     Reads(_read_retry),
 ]
 TaskQuery = Annotated[schemas.TaskQuery, Query(), Reads(read_task_query)]
@@ -140,7 +140,7 @@ def _task_answer(
 
 
 async def list_tasks(
-    tasks: Tasks, query: TaskQuery, if_none_match: IfNoneMatch, request: Request
+    tasks: Tasks, query: TaskQuery, request: Request, if_none_match: IfNoneMatch = None
 ) -> Response:
     """List the tasks, all of them unless parameters ask for some."""
     prefix = f'"{blake2b(tasks.owner.id.encode(), digest_size=9).hexdigest()}-'
@@ -167,7 +167,7 @@ def _known_version(tags: EntityTags | None, prefix: str) -> int | None:
 
 
 async def create_task(
-    tasks: Tasks, task: NewTask, retry: IdempotencyKey, request: Request
+    tasks: Tasks, task: NewTask, request: Request, retry: IdempotencyKey = None
 ) -> Response:
     """Create a task. `Location` is its path, in the family of the request."""
     created = await tasks.add(task.values(), retry)
@@ -175,7 +175,7 @@ async def create_task(
     return _task_answer(created, 201, {"Location": location, **_replayed(retry)})
 
 
-async def get_task(tasks: Tasks, task_id: TaskId, if_none_match: IfNoneMatch) -> Response:
+async def get_task(tasks: Tasks, task_id: TaskId, if_none_match: IfNoneMatch = None) -> Response:
     """Show one task."""
     task = await tasks.get(task_id)
     tag = f'"{version_of(task)}"'
@@ -185,7 +185,11 @@ async def get_task(tasks: Tasks, task_id: TaskId, if_none_match: IfNoneMatch) ->
 
 
 async def change_task(
-    tasks: Tasks, task_id: TaskId, if_match: IfMatch, change: TaskChange, retry: IdempotencyKey
+    tasks: Tasks,
+    task_id: TaskId,
+    change: TaskChange,
+    if_match: IfMatch = None,
+    retry: IdempotencyKey = None,
 ) -> Response:
     """Change the fields that are present and keep the others. Without `If-Match` the last wins."""
     task = await tasks.change(task_id, change.values(), Condition(if_match, retry))
@@ -193,7 +197,7 @@ async def change_task(
 
 
 async def delete_task(
-    tasks: Tasks, task_id: TaskId, if_match: IfMatch, retry: IdempotencyKey
+    tasks: Tasks, task_id: TaskId, if_match: IfMatch = None, retry: IdempotencyKey = None
 ) -> Response:
     """Delete a task."""
     await tasks.remove(task_id, Condition(if_match, retry))
@@ -206,9 +210,9 @@ _DEFAULT = schemas.Completion()
 async def toggle_task(
     tasks: Tasks,
     task_id: TaskId,
-    if_match: IfMatch,
-    retry: IdempotencyKey,
     completion: Completion = _DEFAULT,
+    if_match: IfMatch = None,
+    retry: IdempotencyKey = None,
 ) -> Response:
     """Toggle a task, or set what the body says outright."""
     condition = Condition(if_match, retry)
@@ -222,9 +226,9 @@ async def toggle_task(
 async def complete_task(
     tasks: Tasks,
     task_id: TaskId,
-    if_match: IfMatch,
-    retry: IdempotencyKey,
     completion: Completion = _DEFAULT,
+    if_match: IfMatch = None,
+    retry: IdempotencyKey = None,
 ) -> Response:
     """Complete a task, or set what the body says outright. A repeat changes nothing."""
     completed = not completion.model_fields_set or completion.completed
@@ -234,7 +238,11 @@ async def complete_task(
 
 
 async def set_status(
-    tasks: Tasks, task_id: TaskId, if_match: IfMatch, change: StatusChange, retry: IdempotencyKey
+    tasks: Tasks,
+    task_id: TaskId,
+    change: StatusChange,
+    if_match: IfMatch = None,
+    retry: IdempotencyKey = None,
 ) -> Response:
     """Set the status of a task. A repeat changes nothing."""
     values = {"status": change.status}
@@ -405,22 +413,38 @@ def _add(
 def _responses(path: str, operation: _Operation) -> dict[int | str, dict[str, Any]]:
     """Document which errors an operation can have, and the header of what it creates."""
     has_body = operation.method in {"POST", "PUT", "PATCH"}
+    writes_task = operation.method != "GET" and operation.tag == "tasks"
     possible = {
         400: True,
         401: True,
         403: "{user_id}" in path,
         404: "{id}" in path,
+        412: "{id}" in path and operation.method != "GET",
         413: has_body,
         415: has_body,
+        422: writes_task,
         429: True,
         500: True,
         503: True,
     }
     responses = error_responses(*(status for status, can_be in possible.items() if can_be))
-    if operation.method == "PATCH":
-        content = {"application/json": {"example": _COMPLETED}}
-        responses[operation.status] = {"content": content}
-    if operation.status == HTTPStatus.CREATED:
-        location = {"$ref": "#/components/headers/Location"}
-        responses[operation.status] = {"headers": {"Location": location}}
+    success: dict[str, Any] = {"headers": references(_headers(operation))}
+    if operation.path.endswith(("/complete", "/status")):
+        success["content"] = {"application/json": {"example": _COMPLETED}}
+    responses[operation.status] = success
+    if operation.method == "GET":
+        unchanged = {"description": "The `ETag` is still one of those sent in `If-None-Match`."}
+        responses[304] = unchanged | {"headers": references(["ETag"])}
     return responses
+
+
+def _headers(operation: _Operation) -> Iterator[str]:
+    """Name the header fields of an operation's success, beside those of every answer."""
+    if operation.answer is not None:
+        yield "ETag"
+    if operation.status == HTTPStatus.CREATED:
+        yield "Location"
+    if operation.method == "GET" and operation.path == "/tasks":
+        yield from ("Link", "X-Total-Count")
+    if operation.method != "GET" and operation.tag == "tasks":
+        yield "Idempotency-Replayed"

@@ -159,9 +159,9 @@ Sort = Literal["created", "updated", "title", "due_date", "priority"]
 Order = Literal["asc", "desc"]
 
 
-_MOMENT = WithJsonSchema(
-    {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]}
-)
+def _shown(kind: str, example: object, **limits: object) -> WithJsonSchema:
+    """Document an optional parameter, which is left out and never null."""
+    return WithJsonSchema({"type": kind, "examples": [example], **limits})
 
 
 class TaskQuery(BaseModel):
@@ -174,36 +174,41 @@ class TaskQuery(BaseModel):
         description="Which tasks. `pending` means `incomplete`, `completed` means `complete`.",
         examples=["incomplete"],
     )
-    sort: Sort = Field(default="created", description="What to sort by. The id breaks ties.")
-    order: Annotated[Order | None, WithJsonSchema({"type": "string", "enum": ["asc", "desc"]})] = (
-        Field(
-            default=None,
-            description="The default for created, updated and priority is desc, for title and"
-            " due_date asc. Tasks without a value come last in both.",
-        )
+    sort: Sort = Field(
+        default="created",
+        description="What to sort by. The id breaks ties.",
+        examples=["due_date"],
     )
-    limit: Annotated[
-        int | None, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAXIMUM_LIMIT})
-    ] = Field(default=None, description="At most so many tasks. `Link` leads to the next page.")
-    cursor: Annotated[str | None, WithJsonSchema({"type": "string"})] = Field(
+    order: Annotated[Order | None, _shown("string", "desc", enum=["asc", "desc"])] = Field(
+        default=None,
+        description="The direction. The default of created, updated and priority is desc, of title"
+        " and due_date asc. Tasks without a value come last in both.",
+    )
+    limit: Annotated[int | None, _shown("integer", 20, minimum=1, maximum=MAXIMUM_LIMIT)] = Field(
+        default=None, description="The most tasks of an answer. `Link` leads to the next page."
+    )
+    cursor: Annotated[str | None, _shown("string", "dGhpcyBpcyBvcGFxdWU")] = Field(
         default=None, description="The place of a page, from the `Link` of the page before."
     )
-    count: bool = Field(default=False, description="Whether to send `X-Total-Count`.")
-    q: Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})] = Field(
+    count: Annotated[bool, _shown("boolean", example=True)] = Field(
+        default=False, description="Whether to send `X-Total-Count`."
+    )
+    q: Annotated[str | None, _shown("string", "milk", minLength=1)] = Field(
         default=None,
-        description="Words that title or description must contain. Case and accents do not matter.",
+        description="Words that title or description must contain, at most 200 characters. Case"
+        " and accents do not matter.",
     )
     priority: Annotated[
         Literal["low", "medium", "high", "none"] | None,
-        WithJsonSchema({"type": "string", "enum": ["low", "medium", "high", "none"]}),
+        _shown("string", "high", enum=["low", "medium", "high", "none"]),
     ] = Field(default=None, description="Only tasks of this priority.")
-    due: Annotated[Literal["none"] | None, WithJsonSchema({"type": "string", "enum": ["none"]})] = (
-        Field(default=None, description="Only tasks without a due date.")
+    due: Annotated[Literal["none"] | None, _shown("string", "none", enum=["none"])] = Field(
+        default=None, description="Only tasks without a due date."
     )
-    due_from: Annotated[str | None, _MOMENT] = Field(
+    due_from: Annotated[str | None, _shown("string", "2026-12-01")] = Field(
         default=None, description="Only tasks due at this day or instant, or later."
     )
-    due_before: Annotated[str | None, _MOMENT] = Field(
+    due_before: Annotated[str | None, _shown("string", "2026-12-08")] = Field(
         default=None, description="Only tasks due before this day or instant."
     )
 
