@@ -407,6 +407,4 @@ async def test_database_that_may_lose_acknowledged_writes_says_so(name: str) -> 
         found = (await look(running.url))["durability"]
         assert found.status == "warning"
         assert name in found.detail
-        with capture_logs() as logs:
-            await server.check(settings(), running.url)
-        assert [each["event"] for each in logs] == [found.detail]
+        await server.check(settings(), running.url)
