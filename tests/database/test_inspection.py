@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from support.listening import listening
 from support.majors import NEWEST, Server
 from support.majors import server as running_server
 from support.service import Service, running_service, settings
@@ -204,10 +205,9 @@ def _plain(value: Any) -> Any:
 
 
 async def test_encoding_of_the_url_does_not_count(
-    sql: psycopg.Connection, database_url: str, short_folder: Path
+    sql: psycopg.Connection, database_url: str
 ) -> None:
-    url = f"{database_url}&client_encoding=LATIN1"
-    async with running_service(url, short_folder) as service:
+    async with listening(f"{database_url}&client_encoding=LATIN1") as service:
         assert (await service.create("alice", title="Ärger 😀"))["title"] == "Ärger 😀"
     assert sql.execute("SELECT title FROM tasks").fetchall() == [("Ärger 😀",)]
 
