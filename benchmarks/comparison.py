@@ -1,4 +1,4 @@
-"""The first table: what a request costs each server, driven as fast as it answers."""
+"""The first table: the cost of a request on each server, at the highest rate that it reaches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,22 +23,23 @@ PGBENCH = "pgbench"
 NAMES = (*(server.name for server in SERVERS), PGBENCH)
 INTRODUCTION = f"""## As fast as they answer
 
-Each server is one process. {CONNECTIONS} clients drive it, and each sends its next request as soon
-as it has its answer. Each server has as many connections to PostgreSQL.
+Each server is one process with {CONNECTIONS} clients and {CONNECTIONS} connections to PostgreSQL.\
+ Each client sends its
+next request as soon as it has its answer.
 
-*CPU* is what a request costs the server. *PostgreSQL* is what it costs the database. *Both* is the
-sum. The last two columns compare CPU and both with ours (with row security on): 1.20 means a fifth
-more.
+*CPU* is the server's CPU time per request. *PostgreSQL* is the database's CPU time per request.
+*Both* is the sum. The last two columns compare *CPU* and *both* with ours (with row security on).
+1.20 means a fifth more.
 
 - *idiomatic* uses FastAPI, SQLModel's `AsyncSession`, asyncpg and PyJWT as their documentation
   shows them.
 - *fastify* uses Fastify, `pg` and `@fastify/jwt`, with schemas and named prepared statements.
 - *fastify + row security* also opens a transaction, takes the role, names the owner and sets the
-  timeouts. It sends all of this and its statement in one write, by `pg`'s pipeline mode.
-- *fastify + versions* also gives each write a version, refuses void tokens, keeps `completed_at`
-  and leaves tombstones. Its statements do what ours do. It does not remove old tombstones.
-- *floor* is an ASGI application that answers a constant.
-- *pgbench* runs our own SQL, row security included, without a server.
+  timeouts. It sends all of this and its statement in one write, with `pg`'s pipeline mode.
+- *fastify + versions* also gives each write a version, refuses void tokens, sets `completed_at`
+  and leaves tombstones. Its statements do the same as ours. It does not remove old tombstones.
+- *floor* is an ASGI application that always sends the same answer.
+- *pgbench* runs our SQL with row security, without a server.
 
 | operation | server | requests/s | CPU µs | PostgreSQL µs | both µs | p50 ms | p99 ms |\
  CPU, ours = 1 | both, ours = 1 |
@@ -47,7 +48,7 @@ more.
 
 
 def section(bench: Bench, only: Sequence[str] | None) -> str:
-    """Measure everything, or only these, and write the table."""
+    """Measure all servers, or only these, and return the table."""
     contestants: dict[str, Callable[[], Contestant]] = {
         server.name: partial(driven, bench, server, Load.flat_out) for server in SERVERS
     }
@@ -60,14 +61,14 @@ def section(bench: Bench, only: Sequence[str] | None) -> str:
 
 @contextmanager
 def sql_alone(bench: Bench) -> Iterator[Callable[[str], Measurement]]:
-    """Let pgbench run the SQL of an operation."""
+    """Give a function that measures an operation's SQL with pgbench."""
     yield lambda operation: measured(
         bench, None, lambda: pgbench.flat_out(bench.url, operation, bench.seconds)
     )
 
 
 def row(operation: str, name: str, results: Results) -> str:
-    """Write one row."""
+    """Return one row of the table."""
     one, ours = results[name, operation], results.get((OURS.name, operation))
     cpu = both = cpu_ratio = both_ratio = ""
     if one.cpu:  # pgbench has no server

@@ -1,4 +1,4 @@
-"""The data that every measurement starts from, and the tokens of its users."""
+"""The data at the start of every measurement, and the tokens of its users."""
 
 import time
 from pathlib import Path
@@ -8,10 +8,10 @@ import psycopg
 
 SECRET = "a shared secret of more than thirty-two bytes"
 USERS = 100
-"""The active ones: requests come from them alone."""
+"""The users who send requests."""
 
 ROWS_OF_USERS = 10_000
-"""With a hundred users PostgreSQL prefers to scan their table whole, which no real service has."""
+"""All rows in `users`. With only a hundred, PostgreSQL would scan the whole table."""
 
 FIRST_ID = 1
 OPERATIONS = ("list", "get", "create", "update", "complete", "delete")
@@ -19,13 +19,13 @@ TASKS_PER_USER = dict.fromkeys(OPERATIONS, 20) | {"delete": 2000}
 
 
 def load(url: str, tasks_per_user: int, users: int = USERS) -> None:
-    """Put the same data in: user n owns every users-th task."""
+    """Replace all data with the same rows each time. User n owns every `users`-th task."""
     with psycopg.connect(url, autocommit=True) as connection:
-        # What a load generator left behind when its time was up is still being written.
+        # Wait for statements that a load generator left behind when its time was up.
         busy = "SELECT FROM pg_stat_activity WHERE state <> 'idle' AND pid <> pg_backend_pid()"
         while connection.execute(busy).fetchone() is not None:
             time.sleep(0.05)
-        connection.execute("SET session_replication_role = replica")  # no foreign keys: faster
+        connection.execute("SET session_replication_role = replica")  # faster without foreign keys
         connection.execute("TRUNCATE users, tasks, tombstones, erasures RESTART IDENTITY")
         connection.execute(
             "INSERT INTO users (id, version)"
@@ -45,7 +45,7 @@ def load(url: str, tasks_per_user: int, users: int = USERS) -> None:
 
 
 def write_tokens(file: Path) -> None:
-    """Write a token a line, for user 0, 1, …, that outlives the benchmark."""
+    """Write one token per line, for user 0, 1, … They are valid longer than the benchmark runs."""
     now = int(time.time())
     claims = ({"sub": f"user{n}", "iat": now, "exp": now + 86_400} for n in range(USERS))
     file.write_text("".join(f"{jwt.encode(each, SECRET, 'HS256')}\n" for each in claims))

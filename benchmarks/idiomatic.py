@@ -1,6 +1,6 @@
-"""The baseline: FastAPI, SQLModel's AsyncSession, asyncpg and PyJWT as their documentation has it.
+"""The baseline: FastAPI, SQLModel's AsyncSession, asyncpg and PyJWT, used as their docs show.
 
-The same endpoints, tables and tokens as ours; no row security. Run by `run.py`.
+It has the same endpoints, tables and tokens as ours, but no row security. `run.py` starts it.
 """
 
 import os
@@ -48,7 +48,7 @@ class Task(TaskBase, table=True):
     user_id: str = Field(primary_key=True)
     created_at: datetime = Field(default_factory=now, sa_type=DateTime(timezone=True))
     updated_at: datetime = Field(default_factory=now, sa_type=DateTime(timezone=True))
-    version: int = 1  # there are no versions here, but the column wants a value
+    version: int = 1  # this server has no versions, but the column needs a value
 
 
 class User(SQLModel, table=True):

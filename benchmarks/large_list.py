@@ -1,4 +1,4 @@
-"""The fourth table: the memory that one very long list takes."""
+"""The fourth table: the memory that a server needs to send one very long list."""
 
 import re
 import time
@@ -16,8 +16,9 @@ TASKS = 100_000
 SERVERS = (OURS, FASTIFY, IDIOMATIC)
 INTRODUCTION = f"""## One large list
 
-`GET /api/tasks` of one user with {TASKS:,} tasks, read whole by a client that does not
-dawdle. Memory is the server's resident set, before and at its highest; PostgreSQL's is not in it.
+One user has {TASKS:,} tasks, and a fast client reads the whole answer to `GET /api/tasks`.\
+ Memory is
+the resident set of the server, before the request and at its peak. It does not include PostgreSQL.
 
 | server | body MB | seconds | MB before | MB at most | growth in bodies |
 |---|--:|--:|--:|--:|--:|
@@ -26,7 +27,7 @@ dawdle. Memory is the server's resident set, before and at its highest; PostgreS
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading the list took. Sizes are in bytes."""
+    """The cost of reading the list. Sizes are in bytes."""
 
     body: int
     seconds: float
@@ -35,19 +36,19 @@ class Reading:
 
 
 def section(bench: Bench) -> str:
-    """Measure and write the table."""
+    """Measure, and return the table."""
     data.load(bench.url, TASKS, users=1)
     return INTRODUCTION + "\n".join(row(server.name, read(bench, server)) for server in SERVERS)
 
 
 def read(bench: Bench, server: Server) -> Reading:
-    """Let a fresh server answer one small request, then the large one."""
+    """Send a new server one small request, then the large one, and measure the large one."""
     headers = {"Authorization": f"Bearer {bench.tokens.read_text().split()[0]}"}
     with running(server, bench.url) as (process, address):
         connection = HTTPConnection(urlsplit(address).netloc)
         fetch(connection, f"/api/tasks/{data.FIRST_ID}", headers)
         before = memory(process.pid, "VmRSS")
-        Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # VmHWM starts anew
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # resets VmHWM
         start = time.perf_counter()
         size = fetch(connection, "/api/tasks", headers)
         seconds = time.perf_counter() - start
@@ -55,7 +56,7 @@ def read(bench: Bench, server: Server) -> Reading:
 
 
 def fetch(connection: HTTPConnection, path: str, headers: dict[str, str]) -> int:
-    """Read an answer in pieces; return the size of its body."""
+    """Read a response in pieces, and return the size of its body."""
     connection.request("GET", path, headers=headers)
     answer = connection.getresponse()
     if answer.status != HTTPStatus.OK:
@@ -64,7 +65,7 @@ def fetch(connection: HTTPConnection, path: str, headers: dict[str, str]) -> int
 
 
 def memory(pid: int, name: str) -> int:
-    """Return one of the kernel's numbers about a process's memory, in bytes."""
+    """Return one of the memory figures that the kernel keeps for a process, in bytes."""
     found = re.search(
         rf"^{name}:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
     )
@@ -74,7 +75,7 @@ def memory(pid: int, name: str) -> int:
 
 
 def row(name: str, one: Reading) -> str:
-    """Write one row."""
+    """Return one row of the table."""
     megabytes = " | ".join(f"{size / 1e6:.0f}" for size in (one.before, one.peak))
     return (
         f"| {name} | {one.body / 1e6:.1f} | {one.seconds:.2f} | {megabytes} |"

@@ -1,5 +1,5 @@
 -- One operation for wrk: `wrk -s load.lua URL -- OPERATION TOKENS FIRST_ID TASKS_PER_USER`.
--- TOKENS is a file with one token a line; user n owns the tasks FIRST_ID + n, + n + USERS, …
+-- TOKENS is a file with one token per line. User n owns the tasks FIRST_ID + n, + n + USERS, …
 local operation, tokens, first, per_user
 local thread_number = 0
 local step = 0
@@ -16,7 +16,7 @@ function init(arguments)
   math.randomseed(number + 1)
 end
 
--- Each thread takes its own tasks, in turn over all users; a deleted one is not asked for again.
+-- Each thread uses its own tasks, one user after another. It never requests a deleted task again.
 local function next_task()
   local user = step % #tokens
   local round = math.floor(step / #tokens)

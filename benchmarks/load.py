@@ -1,6 +1,6 @@
-"""Driving a server with one operation: flat out or at a fixed rate.
+"""Load on a server with one operation: at full speed or at a fixed rate.
 
-Each load generator is a program of its own that prints `RESULT` and five numbers.
+Each load generator is a separate program that prints `RESULT` and five numbers.
 """
 
 import re
@@ -16,15 +16,15 @@ from data import FIRST_ID, TASKS_PER_USER
 HERE = Path(__file__).parent
 LOCUST = HERE.parent / ".venv" / "bench" / "bin" / "python"
 CONNECTIONS = 16
-"""How many requests are under way at once when driven flat out; also each server's pool then."""
+"""The clients at full speed, and the size of each server's pool then."""
 
 RATE_CONNECTIONS = 64
-"""How many may be under way at a fixed rate: more than flat out, as users do not queue."""
+"""The most requests in flight at a fixed rate. It is higher, because users do not queue."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a load generator saw. Times are in microseconds."""
+    """The result of a load generator. Times are in microseconds."""
 
     requests: int
     duration: int
@@ -35,14 +35,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Load:
-    """One operation asked of one server, for the users whose tokens are in a file."""
+    """One operation on one server, for the users whose tokens are in a file."""
 
     address: str
     operation: str
     tokens: Path
 
     def flat_out(self, seconds: float) -> Result:
-        """Ask as fast as the answers come, with wrk, or with locust where it is absent."""
+        """Send each request when the previous answer arrives. Uses wrk, or locust without wrk."""
         connections, duration = str(CONNECTIONS), f"{seconds:.0f}"
         if shutil.which("wrk"):
             command = ["wrk", "-t", "2", "-c", connections, "-d", duration]
@@ -53,7 +53,7 @@ class Load:
         return run([*command, *self._what()])
 
     def at_rate(self, rate: float, seconds: float) -> Result:
-        """Ask so many times a second, whatever the answers take."""
+        """Send requests at this rate per second, even if the answers are slow."""
         command = [sys.executable, str(HERE / "load_rate.py"), self.address]
         command += [str(RATE_CONNECTIONS), str(seconds), str(rate)]
         return run([*command, *self._what()])
@@ -64,7 +64,7 @@ class Load:
 
 
 def run(command: Sequence[str]) -> Result:
-    """Run a load generator."""
+    """Run a load generator and parse its result."""
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = re.search(r"RESULT (.*)", output)
     if found is None:

@@ -1,4 +1,4 @@
-"""One operation as fast as the answers come, by locust, for machines without wrk.
+"""Load at full speed with one operation, made with locust for machines without wrk.
 
 `python load_locust.py ADDRESS CONNECTIONS SECONDS OPERATION TOKENS FIRST_ID TASKS_PER_USER`
 """
@@ -18,13 +18,13 @@ failures = 0
 
 
 class Client(FastHttpUser):
-    """One connection, never pausing."""
+    """One connection that never pauses."""
 
     host = address
 
     @task
     def ask(self) -> None:
-        """Make the next request."""
+        """Send the next request."""
         one = next(upcoming)
         self.client.request(
             one.method, one.path, headers=one.headers, data=one.body or None, name=what[0]
@@ -32,7 +32,7 @@ class Client(FastHttpUser):
 
 
 def record(response_time: float, exception: Exception | None, **_: object) -> None:
-    """Keep the exact time, in ms: locust's own statistics round it."""
+    """Keep the exact time (given in ms), because locust's own statistics round it."""
     global failures  # noqa: PLW0603  locust's listeners are functions
     latencies.append(response_time / 1000)
     failures += exception is not None

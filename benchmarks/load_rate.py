@@ -1,8 +1,8 @@
-"""One operation at a fixed rate, free of coordinated omission.
+"""Load at a fixed rate with one operation, without coordinated omission.
 
-Each request is due at its own instant, whatever became of those before; its latency counts from
-then, so waiting for one of the connections is part of it. A loop around select(2), which unlike
-epoll(7) and what is built on it wakes up to the microsecond.
+Each request has a fixed start time, independent of earlier requests. Its latency counts from that
+time, so it includes the wait for a connection. The loop uses select(2), because select(2) wakes up
+to the microsecond and epoll(7) does not.
 
 `python load_rate.py ADDRESS CONNECTIONS SECONDS RATE OPERATION TOKENS FIRST_ID TASKS_PER_USER`
 """
@@ -21,21 +21,21 @@ from urllib.parse import urlsplit
 from workload import Request, print_result, requests
 
 PATIENCE = 10.0
-"""Seconds without any answer after which the server is given up."""
+"""Give up on the server after this many seconds without an answer."""
 
 CHUNK = 65_536
-"""Bytes to read at once: more, and each read would map fresh memory."""
+"""Bytes per read. With more, each read would map new memory."""
 
 
 def encode(request: Request) -> bytes:
-    """Write a request as HTTP/1.1 has it."""
+    """Return a request as HTTP/1.1 text."""
     headers = request.headers | {"Host": "127.0.0.1", "Content-Length": str(len(request.body))}
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"{request.method} {request.path} HTTP/1.1\r\n{lines}\r\n{request.body}".encode()
 
 
 def is_whole(answer: bytes) -> bool:
-    """Tell whether all of an answer is there."""
+    """Return whether a response has arrived completely."""
     head, end, body = answer.partition(b"\r\n\r\n")
     head = head.lower()
     if not end or b"transfer-encoding: chunked" in head:
@@ -45,7 +45,7 @@ def is_whole(answer: bytes) -> bool:
 
 
 def connect(address: str, connections: int) -> list[socket]:
-    """Open the connections, and have each answer once: accepting them is not what is measured."""
+    """Open the connections and send one request on each, because accepting is not measured."""
     url = urlsplit(address)
     opened = [create_connection((url.hostname, url.port)) for _ in range(connections)]
     for connection in opened:
@@ -60,7 +60,7 @@ def connect(address: str, connections: int) -> list[socket]:
 def drive(connections: Sequence[socket], messages: Sequence[bytes], rate: float) -> None:
     """Send each message when it is due, on the connection idle for longest, and print the result.
 
-    None is sent before its time, and one that finds no connection idle waits for one.
+    A message is never sent early. Without an idle connection, it waits for one.
     """
     idle = deque(connection.fileno() for connection in connections)
     busy: dict[int, tuple[float, bytes]] = {}
@@ -94,7 +94,7 @@ def drive(connections: Sequence[socket], messages: Sequence[bytes], rate: float)
 
 
 def main() -> None:
-    """Prepare everything, so that the run itself does next to nothing."""
+    """Prepare all messages first, so that the run itself costs little."""
     address, connections, seconds, rate, *what = sys.argv[1:]
     number = int(float(seconds) * float(rate))
     messages = [encode(request) for request in islice(requests(*what), number)]

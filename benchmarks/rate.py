@@ -1,4 +1,4 @@
-"""The second table: how long an answer takes where the load does not wait for the answers."""
+"""The second table: latency at a fixed rate, which slow answers do not reduce."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,18 +13,22 @@ from servers import FASTIFY, FASTIFY_VERSIONED, OURS, Server
 SERVERS = (OURS, FASTIFY, FASTIFY_VERSIONED)
 POOL_SIZE = 2 * (os.cpu_count() or 1)
 TOO_FAST = 20_000.0
-"""Requests a second that no server here keeps up with."""
+"""Requests per second. This is more than any server here can answer."""
 
 INTRODUCTION = f"""## At a fixed rate
 
-Each operation at half of what *fastify* answered at most, just before, to the same load generator
-(half of what it answers to wrk, which costs less, is three quarters of what this machine can do
-with this one). Every request is due at its own instant, and its latency counts from then, on at
-most {RATE_CONNECTIONS} connections: a server that falls behind is not spared. Each server has two
-connections to PostgreSQL a core, as PostgreSQL's wiki advises: with sixteen, all had far worse
-tails. Generator, server and PostgreSQL share the machine, so what counts is the work of all three:
-*fastify + versions* asks as much of PostgreSQL as ours does.
-[ADR 11](adr/0011-what-the-guarantee-costs.md) says where the time goes, and what was tried.
+Each operation runs at half of *fastify*'s maximum rate, measured just before with the same load
+generator. This generator costs more CPU than wrk. So half of the rate under wrk would be three
+quarters of what this machine can do here.
+
+Every request has a fixed start time, and its latency counts from that time. So a slow server gets
+no easier load. There are at most {RATE_CONNECTIONS} connections. Each server has two connections\
+ to PostgreSQL per
+core, as PostgreSQL's wiki advises. With sixteen, all servers had far worse tails.
+
+Generator, server and PostgreSQL share the machine, so the work of all three counts.
+*{FASTIFY_VERSIONED.name}* needs as much work from PostgreSQL as ours.
+[ADR 11](adr/0011-what-the-guarantee-costs.md) shows where the time goes, and what was tried.
 
 | operation | requests/s | server | p50 ms | p99 ms | CPU µs | machine's CPU |
 |---|--:|---|--:|--:|--:|--:|
@@ -32,12 +36,12 @@ tails. Generator, server and PostgreSQL share the machine, so what counts is the
 
 
 def section(bench: Bench) -> str:
-    """Measure and write the table."""
+    """Measure, and return the table."""
     return INTRODUCTION + "\n".join(chain(*(rows(bench, operation) for operation in OPERATIONS)))
 
 
 def rows(bench: Bench, operation: str) -> Iterator[str]:
-    """Measure one operation and write its rows."""
+    """Measure one operation, and give its rows."""
     maximum = at_rate(bench, operation, TOO_FAST, [FASTIFY])[FASTIFY.name, operation]
     rate = maximum.requests_per_second / 2
     results = at_rate(bench, operation, rate, SERVERS)
@@ -49,7 +53,7 @@ def rows(bench: Bench, operation: str) -> Iterator[str]:
 
 
 def at_rate(bench: Bench, operation: str, rate: float, servers: Sequence[Server]) -> Results:
-    """Measure one operation, at one rate."""
+    """Measure one operation on these servers, at one rate."""
 
     def drive(load: Load, seconds: float) -> Result:
         return load.at_rate(rate, seconds)

@@ -1,4 +1,4 @@
-"""The servers that are compared, and how they are started."""
+"""The compared servers and their commands."""
 
 import os
 import socket
@@ -21,7 +21,7 @@ ASYNCPG = HERE.parent / ".venv" / "asyncpg"
 
 @dataclass(frozen=True)
 class Server:
-    """A server to measure: how it is started, and what else it wants in its environment."""
+    """A server to measure: its command and the extra variables of its environment."""
 
     name: str
     command: Sequence[str]
@@ -47,7 +47,7 @@ FLOOR = Server("floor", [*_UVICORN, "floor:app"])
 def running(
     server: Server, url: str, pool_size: int = CONNECTIONS
 ) -> Iterator[tuple[psutil.Process, str]]:
-    """Run a server with so many connections to PostgreSQL; give its process and its address."""
+    """Run a server with a pool of this size. Gives its process and its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     environment = {
@@ -73,7 +73,7 @@ def running(
 
 
 def until_it_answers(address: str) -> None:
-    """Wait for a server."""
+    """Wait until a server answers, at most 20 seconds."""
     deadline = time.monotonic() + 20
     while True:
         try:

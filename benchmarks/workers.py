@@ -1,4 +1,4 @@
-"""The third table: what a second worker adds."""
+"""The third table: the effect of a second worker."""
 
 from functools import partial
 
@@ -10,9 +10,9 @@ OPERATIONS = ("list", "get", "create")
 WORKERS = {1: OURS, 2: OURS_TWICE}
 INTRODUCTION = """## With `--workers 2`
 
-The load generator and PostgreSQL run on the same cores as the server: a second worker gets what
-these leave, and once the whole machine is in use (100 %) there is nothing left to scale to. The
-last column compares the requests per second with those of one worker.
+The load generator and PostgreSQL run on the same cores as the server. So a second worker gets only
+the CPU that they leave free, and at 100 % there is none left. The last column compares the
+requests per second with those of one worker.
 
 | operation | workers | requests/s | CPU µs | PostgreSQL µs | machine's CPU | one worker = 1 |
 |---|--:|--:|--:|--:|--:|--:|
@@ -20,7 +20,7 @@ last column compares the requests per second with those of one worker.
 
 
 def section(bench: Bench) -> str:
-    """Measure and write the table."""
+    """Measure, and return the table."""
     contestants = {
         server.name: partial(driven, bench, server, Load.flat_out) for server in WORKERS.values()
     }

@@ -1,6 +1,6 @@
-"""What the load generators in Python share: the requests, and how they say what came of them.
+"""The requests and the output of the load generators in Python. wrk uses load.lua instead.
 
-The standard library alone: locust runs in an environment of its own. wrk has its own in load.lua.
+Uses only the standard library, because locust runs in a separate environment.
 """
 
 import random
@@ -14,7 +14,7 @@ JSON = '{"title": "Buy groceries %d", "description": "Milk and bread", "priority
 
 @dataclass(frozen=True)
 class Request:
-    """One request to be made."""
+    """One request to send."""
 
     method: str
     path: str
@@ -23,9 +23,9 @@ class Request:
 
 
 def requests(operation: str, tokens: str, first: str, per_user: str) -> Iterator[Request]:
-    """Ask for every user's tasks in turn; a deleted one is not asked for again.
+    """Give requests for each user's tasks in turn. A deleted task is not requested again.
 
-    `tokens` is a file with one token a line; user n owns the tasks first + n, + n + users, …
+    `tokens` is a file with one token per line. User n owns the tasks first + n, + n + users, …
     """
     users = [{"Authorization": f"Bearer {token}"} for token in Path(tokens).read_text().split()]
     for step in count():
@@ -49,7 +49,7 @@ def _request(operation: str, path: str, headers: dict[str, str]) -> Request:
 
 
 def print_result(latencies: Sequence[float], seconds: float, failures: int) -> None:
-    """Print what load.lua prints. Latencies are in seconds."""
+    """Print the result in the format of load.lua. Latencies are in seconds."""
     ordered = sorted(latencies)
     p50, p99 = (ordered[len(ordered) * percent // 100] * 1e6 for percent in (50, 99))
     print(f"RESULT {len(ordered)} {seconds * 1e6:.0f} {failures} {p50:.0f} {p99:.0f}")

@@ -1,7 +1,7 @@
-"""What takes minutes: twice the load that can be carried, and faults at random.
+"""Tests that take minutes: `make load` (overload) and `make soak` (random faults).
 
-`make load` and `make soak` print a table of what was promised and what was seen, and end with 0
-if every line says PASS. What starts the program is shared with the tests, in `tests/support`.
+Both print a table of promises and results, and exit with 0 if every line says PASS. They share the
+code that starts the program with the tests (`tests/support`).
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Clients that do at random what users do, and hold every answer against what they know."""
+"""Clients that act like users, at random, and compare every answer with what they know."""
 
 import asyncio
 import random
@@ -16,28 +16,28 @@ from soak.ledger import Fate, Ledger, Register, Task
 from support.service import token
 from todo_api.tasks.fields import BY_NAME
 
-SHAPE = "every answer has the contract's shape"
-DEADLINE = "every request is answered in time"
-OWN = "nobody sees what is not his"
-KEPT = "every answer fits what was acknowledged before"
+SHAPE = "every answer has the shape of the contract"
+DEADLINE = "every request gets an answer in time"
+OWN = "users see only their own tasks"
+KEPT = "every answer agrees with earlier acknowledgements"
 
 UNKNOWN = {HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE}
 TASKS_AT_MOST = 40
-"""Of one client, so that lists stay what they are."""
+"""The most tasks of one client, so that lists stay short."""
 
 TOKEN_USES = 20
-"""Requests after which a client has a new token."""
+"""A client uses a token for this many requests."""
 
 
 class Connections:
-    """The way to the program, wherever it is now."""
+    """HTTP connections to the running copy of the program."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._clients: list[httpx2.AsyncClient] = []
 
     def lead_to(self, address: str) -> None:
-        """Send what comes from now on to this address."""
+        """Send all later requests to this address."""
         limits = httpx2.Limits(max_connections=None, keepalive_expiry=1)
         client = httpx2.AsyncClient(
             base_url=address, timeout=self._seconds, trust_env=False, limits=limits
@@ -46,17 +46,17 @@ class Connections:
 
     @property
     def client(self) -> httpx2.AsyncClient:
-        """The one to use."""
+        """The client for the newest address."""
         return self._clients[-1]
 
     async def close(self) -> None:
-        """Close all of them."""
+        """Close all clients."""
         for client in self._clients:
             await client.aclose()
 
 
 class Client:
-    """One of a user's clients: the only one that writes to the tasks that it made."""
+    """One of a user's clients. Only this client writes to the tasks that it created."""
 
     def __init__(
         self, name: str, user: str, connections: Connections, ledger: Ledger, seed: str
@@ -73,7 +73,7 @@ class Client:
         self.successes = 0
 
     async def run(self, stopped: Callable[[], bool]) -> None:
-        """Do one thing after another."""
+        """Send random requests, one after another."""
         weights = {
             self._create: 25,
             self._read: 20,
@@ -122,14 +122,14 @@ class Client:
             return
         shown = {task["id"]: task for task in answer.json()}
         if len(shown) != len(answer.json()):
-            self._ledger.violated(KEPT, "a list shows a task twice")
+            self._ledger.violated(KEPT, "a list contains a task twice")
         for number in self._gone & shown.keys():
-            self._ledger.violated(KEPT, f"task {number} is in a list after it had been deleted")
+            self._ledger.violated(KEPT, f"task {number} is in a list after its deletion")
         for task in self._tasks:
             if task.id in shown:
                 self._compare(task, shown[task.id])
             elif task.deleted is Fate.REFUSED:
-                self._ledger.violated(KEPT, f"task {task.id} is missing in a list")
+                self._ledger.violated(KEPT, f"task {task.id} is missing from a list")
 
     async def _change(self) -> None:
         if task := self._some_task():
@@ -161,7 +161,7 @@ class Client:
                 self._forget(task)
 
     async def _trespass(self) -> None:
-        """Try what is another's, by its id and by its path."""
+        """Request another user's task, by its id or by its path."""
         others = [task for task in self._ledger.tasks.values() if task.owner != self._user]
         if not others:
             return
@@ -176,7 +176,7 @@ class Client:
             )
 
     async def _be_refused(self) -> None:
-        """Ask for a task that must not come to be."""
+        """Send a creation that the service must refuse."""
         title = f"{self._name} {next(self._numbers)}"
         status, options = self._random.choice(
             [
@@ -192,11 +192,11 @@ class Client:
         return self._random.choice(self._tasks) if self._tasks else None
 
     def _statuses(self, task: Task, status: int) -> AbstractSet[int]:
-        """Give the statuses that fit what is known of a task."""
+        """Return the statuses that agree with the known state of a task."""
         return {status} if task.deleted is Fate.REFUSED else {status, 404}
 
     def _take(self, task: Task, answer: httpx2.Response | None) -> None:
-        """Learn from an answer about a task."""
+        """Update the ledger from an answer about a task."""
         if answer is None:
             return
         if answer.status_code == HTTPStatus.NOT_FOUND:
@@ -216,13 +216,13 @@ class Client:
     async def _ask(
         self, verb: str, path: str, statuses: AbstractSet[int], **options: Any
     ) -> tuple[Fate, httpx2.Response | None]:
-        """Send a request; the answer comes back where it says that something was done or refused.
+        """Send a request. Returns the answer only if its status is one of `statuses`.
 
         Args:
             verb: the method.
-            path: what follows the list's own path, or all of it.
-            statuses: what may come back beside 500 and 503.
-            options: the body, and headers in place of our own.
+            path: the part after the path of the list, or a whole path.
+            statuses: the allowed statuses besides 500 and 503.
+            options: the body, and headers that replace the defaults.
         """
         options = {"headers": self._bearer(), **options}
         family = self._random.choice(("/api/tasks", f"/api/{quote(self._user, safe='')}/tasks"))
@@ -256,27 +256,27 @@ class Client:
         return Fate.DONE if answer.is_success else Fate.REFUSED, answer
 
     def _bearer(self, **claims: Any) -> dict[str, str]:
-        """Sign in, with a new token now and then."""
+        """Return the authorization header, with a new token from time to time."""
         self._uses += 1
         number = f"{self._name} {self._uses // TOKEN_USES}"
         return {"Authorization": f"Bearer {token(self._user, jti=number, **claims)}"}
 
 
 def misshapen(answer: httpx2.Response, user: str) -> str | None:
-    """Say what is wrong with an answer in itself, or None."""
+    """Return what is wrong with the shape or the owner of an answer, or None."""
     if not answer.headers.get("x-request-id"):
-        return "no X-Request-ID"
+        return "X-Request-ID is missing"
     if answer.status_code == HTTPStatus.NO_CONTENT:
-        return "a body with a 204" if answer.content else None
+        return "a 204 has a body" if answer.content else None
     if answer.headers.get("content-type") != "application/json":
-        return f"{answer.status_code} is no JSON"
+        return f"{answer.status_code} is not JSON"
     body = answer.json()
     if answer.is_error:
         return _misshapen_error(answer, body)
     tasks = body if isinstance(body, list) else [body]
     if any(task["user_id"] != user for task in tasks):
         return OWN
-    return None if all(set(task) == set(BY_NAME) for task in tasks) else "a task with other fields"
+    return None if all(set(task) == set(BY_NAME) for task in tasks) else "a task has other fields"
 
 
 def _misshapen_error(answer: httpx2.Response, body: dict[str, Any]) -> str | None:

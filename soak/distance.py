@@ -1,4 +1,4 @@
-"""PostgreSQL as far away as it is in production."""
+"""A proxy that delays PostgreSQL, like the network in production."""
 
 import asyncio
 import multiprocessing
@@ -11,7 +11,7 @@ from support.network import Network
 
 @contextmanager
 def at_a_distance(url: str, seconds: float) -> Iterator[str]:
-    """Put PostgreSQL so far away, in a process of its own; 0: leave it where it is."""
+    """Give a URL that reaches PostgreSQL with this delay, through a proxy process (none for 0)."""
     if not seconds:
         yield url
         return

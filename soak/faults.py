@@ -1,4 +1,4 @@
-"""What is broken at random: processes, sessions, the network, the database itself."""
+"""Random faults in processes, sessions, the network and the database."""
 
 import asyncio
 import os
@@ -30,11 +30,11 @@ COMPLAINT = re.compile(r"unexpected error.*|(?<=^Traceback)(?:.*\n[ \t])+.*\n.*"
 
 RARELY = {"worker killed", "program replaced"}
 EVERY = 5
-"""In so many rounds these come once, so that some processes live long enough to look at."""
+"""Rare faults happen once in this many rounds, so that some processes live long enough to watch."""
 
 
 class Copies:
-    """The program, one copy after another; the clients follow to the newest."""
+    """The program, one copy after another. The clients always use the newest copy."""
 
     def __init__(self, folder: Path, connections: Connections, **variables: str) -> None:
         self._folder = folder
@@ -47,7 +47,7 @@ class Copies:
         self.program: Program | None = None
 
     async def start(self) -> None:
-        """Start a copy, and lead the clients to it."""
+        """Start a copy, and send the clients to it."""
         self._started += 1
         folder = self._folder / f"copy-{self._started}"
         folder.mkdir()
@@ -56,13 +56,13 @@ class Copies:
         self._connections.lead_to(self.program.address)
 
     async def replace(self) -> None:
-        """Start another copy, then end the one before in order."""
+        """Start a new copy, then stop the old one gracefully."""
         old = self.program
         await self.start()
         await self._stop(old)
 
     async def stop(self) -> None:
-        """End the copy that runs."""
+        """Stop the running copy gracefully."""
         await self._stop(self.program)
 
     async def _stop(self, program: Program | None) -> None:
@@ -72,11 +72,11 @@ class Copies:
             self.slowest_end = max(self.slowest_end, time.monotonic() - began)
 
     def workers(self) -> list[psutil.Process]:
-        """Return the newest copy's processes that serve."""
+        """Return the worker processes of the newest copy."""
         return self.program.workers() if self.program else []
 
     def complaints(self) -> list[str]:
-        """Return what the logs say of a fault of our own: an unexpected error, a traceback."""
+        """Return the unexpected errors and tracebacks in the logs."""
         return [
             complaint
             for log in self._folder.glob("copy-*/log")
@@ -84,12 +84,12 @@ class Copies:
         ]
 
     def close(self) -> None:
-        """Kill what is left."""
+        """Kill the remaining copies."""
         self._stack.close()
 
 
 class Faults:
-    """One fault after another, in an order that a seed decides. Each is over when it returns."""
+    """One fault after another. A seed decides the order, and each fault ends before the next."""
 
     def __init__(
         self, postgres: OwnPostgres, url: str, network: Network, copies: Copies, seed: int
@@ -103,7 +103,7 @@ class Faults:
         self.longest = 0.0, "none"
 
     async def run(self, stopped: Callable[[], bool]) -> None:
-        """Break one thing after another, and all of them again, in another order."""
+        """Cause every fault once per round, each round in a new order."""
         for number in count():
             for name, fault in self._shuffled():
                 if name in RARELY and number % EVERY:

@@ -1,9 +1,9 @@
-"""A load generator that costs little: one thread around epoll(7), requests written beforehand.
+"""A cheap load generator: one thread around epoll(7), with requests encoded in advance.
 
-A request takes it some 30 µs, its share of the kernel included, so at several thousand a second it
-is not what gives way. Closed loop: each connection asks again as soon as it has its answer. Open
-loop: each request is due at its own instant, whatever became of those before; one that finds no
-connection idle waits for one.
+A request costs it about 30 µs, kernel time included. So it is not the bottleneck at several
+thousand requests per second. In the closed loop, a new request starts as soon as an answer arrives.
+In the open loop, each request has a fixed start time, independent of earlier requests. It waits if
+no connection is idle.
 """
 
 import json
@@ -23,39 +23,39 @@ OVERLOADED = json.dumps(Overloaded().body()).encode()
 """The body of the 503 that refuses excess requests."""
 
 PATIENCE = 10.0
-"""Seconds after the last request in which every answer has to be there."""
+"""Seconds to wait for the remaining answers after the last request."""
 
 
 @dataclass
 class Tally:
-    """What came back."""
+    """The answers of a run."""
 
     seconds: float
     in_time: int = 0
-    """How many were accepted, and answered before the time was up."""
+    """Requests with a 2xx answer before the end of the run."""
     statuses: Counter[int] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
-    """Of what was accepted, in seconds."""
+    """Latencies of accepted requests, in seconds."""
     wrong: Counter[str] = field(default_factory=Counter)
-    """What is neither a success nor a refusal in the contract's shape."""
+    """Answers that are neither a success nor a 503 in the shape of the contract."""
 
     @property
     def accepted(self) -> int:
-        """How many were answered with 2xx."""
+        """The number of requests with a 2xx answer."""
         return len(self.latencies)
 
     @property
     def goodput(self) -> float:
-        """Successes per second, as long as requests were sent."""
+        """Successes per second while requests were sent."""
         return self.in_time / self.seconds
 
     def percentile(self, percent: int) -> float:
-        """Return what so many percent of the accepted stayed below, in seconds."""
+        """Return this percentile of the latencies, in seconds."""
         ordered = sorted(self.latencies)
         return ordered[len(ordered) * percent // 100] if ordered else float("inf")
 
     def take(self, answer: bytes, latency: float) -> None:
-        """Count an answer."""
+        """Count an answer by its status, and keep its latency if it is a success."""
         status = int(answer[9:12])
         self.statuses[status] += 1
         if answer.startswith(b"HTTP/1.1 2"):
@@ -65,7 +65,7 @@ class Tally:
 
 
 def is_refusal(answer: bytes) -> bool:
-    """Tell whether this is a 503 as the contract has it."""
+    """Return whether this is a 503 in the shape of the contract."""
     return (
         answer.startswith(b"HTTP/1.1 503 ")
         and b"\r\nretry-after: 1\r\n" in answer
@@ -74,7 +74,7 @@ def is_refusal(answer: bytes) -> bool:
 
 
 def is_whole(answer: bytes) -> bool:
-    """Tell whether all of an answer is there; all of ours here have a length."""
+    """Return whether an answer has arrived completely. All answers here have a length."""
     head, end, body = answer.partition(b"\r\n\r\n")
     if not end:
         return False
@@ -83,7 +83,7 @@ def is_whole(answer: bytes) -> bool:
 
 
 class Connection:
-    """One connection, with at most one request under way."""
+    """One connection, with at most one request in flight."""
 
     def __init__(self, address: str) -> None:
         url = urlsplit(address)
@@ -93,7 +93,7 @@ class Connection:
         self.answer = b""
 
     def receive(self) -> bool:
-        """Take in what has arrived; False: the other side is gone."""
+        """Read the data that has arrived. False if the server closed the connection."""
         try:
             data = self.socket.recv(1 << 18)
         except ConnectionError:
@@ -103,7 +103,7 @@ class Connection:
 
 
 class Generator:
-    """So many connections to one address. A context manager."""
+    """A context manager with a fixed number of connections to one address."""
 
     def __init__(self, address: str, connections: int) -> None:
         self._address = address
@@ -123,7 +123,7 @@ class Generator:
         self._poll.close()
 
     def closed_loop(self, messages: Iterator[bytes], at_once: int, seconds: float) -> Tally:
-        """Ask so many at once, the next one as soon as one is answered, on all in turn."""
+        """Keep `at_once` requests in flight, on all connections in turn."""
         tally, start = Tally(seconds=seconds), time.perf_counter()
         while (now := time.perf_counter()) < start + seconds:
             while self._busy < at_once:
@@ -133,7 +133,7 @@ class Generator:
         return tally
 
     def open_loop(self, messages: Iterator[bytes], rate: float, seconds: float) -> Tally:
-        """Ask so many times a second, as long as a connection is idle; times begin with sending."""
+        """Send `rate` requests per second if a connection is idle. Latencies count from sending."""
         tally, start, sent = Tally(seconds=seconds), time.perf_counter(), 0
         while sent < rate * seconds:
             due = start + sent / rate
@@ -150,7 +150,7 @@ class Generator:
         return tally
 
     def _finish(self, tally: Tally) -> None:
-        """Wait for what is under way. It counts, though not as something that was done in time."""
+        """Wait for requests in flight. They count, but not as successes in time."""
         tally.in_time = tally.accepted
         deadline = time.perf_counter() + PATIENCE
         while self._busy and time.perf_counter() < deadline:
@@ -167,10 +167,10 @@ class Generator:
         connection = self._idle.popleft()
         connection.due, connection.answer = due, b""
         self._busy += 1
-        with suppress(ConnectionError):  # the answer will say so
+        with suppress(ConnectionError):  # the missing answer will be counted
             connection.socket.sendall(message)
             return
-        tally.wrong["broken while sending"] += 1
+        tally.wrong["connection broken while sending"] += 1
 
     def _receive(self, wait: float, tally: Tally) -> None:
         for number, _ in self._poll.poll(wait):
@@ -187,12 +187,12 @@ class Generator:
         self._idle.append(connection)
 
     def _replace(self, connection: Connection, tally: Tally) -> None:
-        """Open another for one that was closed; only one without a request may be."""
+        """Replace a closed connection. The server may close only idle ones."""
         if connection.due is None:
             self._idle.remove(connection)
         else:
             self._busy -= 1
-            tally.wrong["closed without an answer"] += 1
+            tally.wrong["connection closed without an answer"] += 1
         del self._all[connection.socket.fileno()]
         connection.socket.close()
         self._connect()

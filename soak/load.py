@@ -1,13 +1,14 @@
-"""`make load`: the program at twice the load that it can carry.
+"""`make load`: run the program at twice its capacity.
 
-What it can carry is measured first, closed-loop; then twice that rate is offered open-loop; and so
-on in turn, since a machine that is shared is not always as fast. Generator, program and database
-share one machine, so what is the limit has to be chosen: here PostgreSQL is put twenty milliseconds
-away, behind a proxy, as it is in production, and the ten connections of the pool decide how much
-can be carried. The machine then has CPU to spare for twice that, and what is measured is what the
-program does with too much work, not who wins the fight for two cores. The program has one core to
-itself, the rest share the others. With `--milliseconds 0` the program's own CPU is the limit, and
-each refusal takes some of it.
+The generator measures the capacity in a closed loop, then offers twice that rate in an open loop.
+It repeats both in turn, because the speed of a shared machine changes.
+
+Generator, program and database share one machine, so the test must choose the bottleneck. A proxy
+delays PostgreSQL by twenty milliseconds, like the network in production. So the ten connections of
+the pool limit the capacity, and the machine has CPU left for twice the load. The test then shows
+how the program handles overload, and not how processes compete for two cores. The program has a
+core of its own, and the other processes share the rest. With `--milliseconds 0`, the program's CPU
+is the bottleneck, and each refusal uses some of it.
 """
 
 import argparse
@@ -39,24 +40,24 @@ from todo_api.database import migrations
 from todo_api.database.embedded import EmbeddedPostgres
 
 AT_ONCE = 100
-"""How many requests are under way at once, at most, to find out what can be carried."""
+"""The most requests in flight while the capacity is measured."""
 
 CONNECTIONS = 2000
-"""How many take turns, always: a request on one that was used just now is cheaper (measured)."""
+"""All connections take turns, because a request on a just-used connection is cheaper (measured)."""
 
 ROUNDS = 3
 FACTOR = 2.0
 GOODPUT = 0.9
 MEMORY = 50e6
-"""What the program may keep in bytes: Python gives back little of what it once had."""
+"""The memory growth that is allowed, in bytes, because Python returns little memory."""
 
 BESIDE_REQUESTS = 100
-"""Transactions that no request asked for: sessions that begin, the start, autovacuum."""
+"""The most transactions without a request: new sessions, the start, autovacuum."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How the program is set."""
+    """The program's settings for overload."""
 
     in_flight: int
     wait: float
@@ -64,7 +65,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class State:
-    """What the program holds."""
+    """The program's memory and open files."""
 
     memory: int
     descriptors: int
@@ -72,17 +73,17 @@ class State:
 
 @dataclass
 class Bench:
-    """The running program, and what it has answered so far."""
+    """The running program, and a count of its answers."""
 
     address: str
     process: psutil.Process
     messages: Iterator[bytes]
     at_once: int
-    """How many requests are under way at once where nothing shall be refused."""
+    """Requests in flight in the closed loop, few enough that none is refused."""
     statuses: Counter[int] = field(default_factory=Counter)
 
     def run(self, name: str, drive: Callable[[Generator], Tally]) -> Tally:
-        """Drive the program and say how it went."""
+        """Put load on the program, and print the result."""
         before = sum(self.process.cpu_times()[:2])
         with Generator(self.address, CONNECTIONS) as generator:
             tally = drive(generator)
@@ -96,15 +97,15 @@ class Bench:
         return tally
 
     def closed_loop(self, name: str, seconds: float) -> Tally:
-        """Find out how much can be carried."""
+        """Measure the capacity."""
         return self.run(name, lambda it: it.closed_loop(self.messages, self.at_once, seconds))
 
     def open_loop(self, name: str, rate: float, seconds: float) -> Tally:
-        """Offer a rate."""
+        """Send requests at a fixed rate."""
         return self.run(name, lambda it: it.open_loop(self.messages, rate, seconds))
 
     def state(self) -> State:
-        """Look at the program once the connections to it are gone."""
+        """Read memory and open files after all connections are closed."""
         deadline = time.monotonic() + 5
         while self._is_connected() and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -120,13 +121,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that the checks look at."""
+    """All results that the checks need."""
 
     limits: Limits
     most: list[Tally]
-    """Before, between and after the rounds."""
+    """Results at full capacity: before, between and after the rounds."""
     over: list[Tally]
-    """At twice the load, in each round."""
+    """Results at twice the capacity, one per round."""
     before: State
     end: State
     statuses: Counter[int]
@@ -135,7 +136,7 @@ class Outcome:
 
     @property
     def done(self) -> int:
-        """How many requests succeeded, from the first to the last."""
+        """The number of requests that succeeded, in all runs."""
         return sum(
             number
             for status, number in self.statuses.items()
@@ -144,13 +145,13 @@ class Outcome:
 
 
 def main() -> int:
-    """Run, and judge."""
+    """Run the test, and print the verdict."""
     parser = argparse.ArgumentParser(prog="make load", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30, help="at twice the load")
-    parser.add_argument("--milliseconds", type=float, default=20, help="to PostgreSQL and back")
+    parser.add_argument("--seconds", type=float, default=30, help="time at twice the capacity")
+    parser.add_argument("--milliseconds", type=float, default=20, help="round trip to PostgreSQL")
     parser.add_argument("--max-in-flight", type=int, default=100, help="MAX_IN_FLIGHT")
     parser.add_argument("--wait", type=float, default=3, help="POOL_TIMEOUT, in seconds")
-    parser.add_argument("--counts-alone", action="store_true", help="judge nothing measured")
+    parser.add_argument("--counts-alone", action="store_true", help="do not judge measured values")
     options = parser.parse_args()
     limits = Limits(options.max_in_flight, options.wait)
     outcome = measure(options.seconds, options.milliseconds / 1000, limits)
@@ -159,7 +160,7 @@ def main() -> int:
 
 
 def measure(seconds: float, distance: float, limits: Limits) -> Outcome:
-    """Start everything, and drive it."""
+    """Start all processes, run the rounds, and return the results."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[1:] or cores)
     with (
@@ -175,11 +176,11 @@ def measure(seconds: float, distance: float, limits: Limits) -> Outcome:
             bench.closed_loop("warming up", seconds / 10)
             before = bench.state()
             each = seconds / ROUNDS
-            most, over = [bench.closed_loop("as fast as it can", each / 2)], []
+            most, over = [bench.closed_loop("at full capacity", each / 2)], []
             for _ in range(ROUNDS):
                 rate = FACTOR * most[-1].goodput
-                over.append(bench.open_loop("twice that", rate, each))
-                most.append(bench.closed_loop("at once afterwards", each / 2))
+                over.append(bench.open_loop("twice the capacity", rate, each))
+                most.append(bench.closed_loop("right afterwards", each / 2))
             end = bench.state()
         return Outcome(
             limits,
@@ -199,7 +200,7 @@ SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current
 
 
 def count(url: str, query: str) -> int:
-    """Ask the database for a number."""
+    """Return the number that a query selects."""
     with psycopg.connect(url) as sql:
         row = sql.execute(query).fetchone()
     return int(row[0]) if row else 0
@@ -207,7 +208,7 @@ def count(url: str, query: str) -> int:
 
 @contextmanager
 def started(folder: str, url: str, limits: Limits) -> Iterator[Bench]:
-    """Run the program, with row security on and everything else as it comes."""
+    """Run the program with default settings, except for the overload limits."""
     variables = {
         "DATABASE_URL": url,
         "BETTER_AUTH_SECRET": SECRET,
@@ -221,33 +222,33 @@ def started(folder: str, url: str, limits: Limits) -> Iterator[Bench]:
 
 
 def checks(it: Outcome) -> Iterator[Check]:
-    """Compare what was seen with what was promised."""
+    """Compare the results with the promises."""
     refused = it.statuses[503]
     wrong = sum((tally.wrong for tally in it.most + it.over), Counter[str]())
-    yield Check("there is something to refuse", f"{refused:,} refused", refused > 0)
+    yield Check("the program refuses some requests", f"{refused:,} refused", refused > 0)
     yield Check(
-        "everything else is 503 with Retry-After, in the contract's shape",
+        "all other answers are 503 with Retry-After, in the right shape",
         ", ".join(f"{number:,} {what}" for what, number in wrong.items()) or "nothing else",
         not wrong,
     )
     yield Check(
-        "what was acknowledged is stored, and nothing that was refused",
+        "acknowledged tasks are stored, and refused tasks are not",
         f"{it.statuses[201]:,} acknowledged, {it.stored:,} stored",
         it.statuses[201] == it.stored,
     )
     yield Check(
-        "what was refused has not come to the database",
+        "refused requests do not reach the database",
         f"{it.done:,} done, {it.transactions:,} transactions",
         it.done <= it.transactions < it.done + BESIDE_REQUESTS,
     )
     refused_afterwards = sum(tally.statuses[503] for tally in it.most)
     yield Check(
-        "nothing is refused once the load is gone",
+        "no request is refused after the overload",
         f"{refused_afterwards:,} refused",
         refused_afterwards == 0,
     )
     yield Check(
-        "no file stays open",
+        "all extra files are closed",
         f"{it.before.descriptors} before, {it.end.descriptors} after",
         it.end.descriptors <= it.before.descriptors,
     )
@@ -255,28 +256,31 @@ def checks(it: Outcome) -> Iterator[Check]:
 
 
 def measured_checks(it: Outcome) -> Iterator[Check]:
-    """Compare what depends on the machine as well."""
+    """Compare the results that depend on the machine."""
     most = [tally.goodput for tally in it.most]
     ratio = median(
         2 * over.goodput / (before + after)
         for over, (before, after) in zip(it.over, pairwise(most), strict=True)
     )
     yield Check(
-        f"at twice the load at least {GOODPUT:.0%} of the most is done",
+        f"goodput at twice the capacity is at least {GOODPUT:.0%} of it",
         f"{ratio:.0%}",
         ratio >= GOODPUT,
         "measured",
     )
     again = median(after / before for before, after in pairwise(most))
     yield Check(
-        f"at once afterwards too: {GOODPUT:.0%}", f"{again:.0%}", again >= GOODPUT, "measured"
+        f"goodput right afterwards is at least {GOODPUT:.0%} too",
+        f"{again:.0%}",
+        again >= GOODPUT,
+        "measured",
     )
-    # Little: so many in flight, at such a rate, take so long on average. Before that they wait.
+    # Little's law: requests in flight / rate = average time. Before that, they wait for a slot.
     bound = it.limits.wait + 2 * it.limits.in_flight / median(most)
     p99 = median(tally.percentile(99) for tally in it.over)
     yield Check(
-        f"p99 of what was accepted, below {it.limits.wait:g} s for a place"
-        f" + 2 x {it.limits.in_flight} in flight / the rate = {bound:.2f} s",
+        f"p99 of accepted requests <= {it.limits.wait:g} s for a slot"
+        f" + 2 x {it.limits.in_flight} slots / rate = {bound:.2f} s",
         f"{p99:.2f} s",
         p99 <= bound,
         "measured",

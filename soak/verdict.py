@@ -1,4 +1,4 @@
-"""What was promised, what was seen, and whether the one is the other."""
+"""Checks of promises against results, and the table of them."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Check:
-    """One promise. A measured one depends on the machine, and a short run does not judge by it."""
+    """One promise. A measured one depends on the machine, so a short run does not judge it."""
 
     promise: str
     seen: str
@@ -17,7 +17,7 @@ class Check:
 
 
 def say(line: str = "") -> None:
-    """Print a line at once."""
+    """Print a line and flush it."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
@@ -26,8 +26,8 @@ def verdict(checks: Sequence[Check], *, measured: bool = True) -> int:
     """Print a line for each check and return the exit code.
 
     Args:
-        checks: what there is to judge.
-        measured: False: show what depends on the machine, and do not judge by it.
+        checks: the promises and their results.
+        measured: False shows measured checks without judging them.
     """
     failed = 0
     for check in checks:

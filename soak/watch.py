@@ -1,4 +1,4 @@
-"""What the program's processes hold, from the first moment to the last."""
+"""Memory and open files of the program's processes over time."""
 
 import asyncio
 import time
@@ -10,15 +10,15 @@ from statistics import linear_regression
 import psutil
 
 SETTLED = 10.0
-"""Seconds after which a process has imported and cached what it needs."""
+"""Seconds that a process needs to import modules and fill its caches."""
 
 LONG_ENOUGH = 20.0
-"""Seconds that have to be seen after that, to speak of a slope."""
+"""Seconds of samples after that, for a meaningful slope."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at one process."""
+    """Memory (bytes) and open files of one process at one time."""
 
     second: float
     memory: int
@@ -26,14 +26,14 @@ class Sample:
 
 
 class Watch:
-    """Looks at every worker twice a second."""
+    """Samples every worker twice per second."""
 
     def __init__(self, workers: Callable[[], list[psutil.Process]]) -> None:
         self._workers = workers
         self._samples: dict[int, list[Sample]] = {}
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Take samples until cancelled."""
         while True:
             for worker in self._workers():
                 with suppress(psutil.NoSuchProcess):
@@ -44,11 +44,11 @@ class Watch:
 
     @property
     def most_descriptors(self) -> int:
-        """How many one of them had open at most."""
+        """The most open files of any worker."""
         return max(each.descriptors for samples in self._samples.values() for each in samples)
 
     def slopes(self) -> list[float]:
-        """Return by how much the memory grew, in bytes a minute, of each that lived long enough."""
+        """Return the memory growth of each long-lived worker, in bytes per minute."""
         return [
             60
             * linear_regression(

@@ -1,4 +1,4 @@
-"""What the users of `make load` ask: some two reads for each write, written as HTTP beforehand."""
+"""The requests of `make load`, encoded in advance. About two reads come with each write."""
 
 import json
 import random
@@ -12,15 +12,15 @@ from support.service import token
 
 USERS = 100
 TASKS = 20
-"""Tasks a user at the start."""
+"""Tasks per user at the start."""
 
 MESSAGES = 20_000
 SHARES = {"get": 40, "list": 20, "create": 20, "update": 10, "complete": 10}
-"""How often each operation is asked for, in percent."""
+"""The share of each operation, in percent."""
 
 
 def seed(url: str) -> None:
-    """Put the data in: user n owns every hundredth task, from n + 1 on."""
+    """Insert the users and tasks. User n owns every hundredth task, starting with n + 1."""
     with psycopg.connect(url, autocommit=True) as sql:
         sql.execute(
             "INSERT INTO users (id, version)"
@@ -36,7 +36,7 @@ def seed(url: str) -> None:
 
 
 def messages() -> Iterator[bytes]:
-    """Ask for ever, in an order that looks random and is always the same."""
+    """Repeat the encoded requests forever, in a random order that is the same in each run."""
     chosen = random.Random(1)  # noqa: S311  no secret
     tokens = [token(f"user{n}", exp=int(time.time()) + 86_400) for n in range(USERS)]
     kinds = chosen.choices(list(SHARES), list(SHARES.values()), k=MESSAGES)
@@ -44,7 +44,7 @@ def messages() -> Iterator[bytes]:
 
 
 def _message(kind: str, number: int, chosen: random.Random, tokens: list[str]) -> bytes:
-    """Write one request. Who creates never lists: the cost of a list stays what it is."""
+    """Encode one request. Users who create tasks never list them, so lists stay the same size."""
     user = chosen.randrange(USERS // 2)
     task = f"/api/tasks/{1 + user + USERS * chosen.randrange(TASKS)}"
     if kind == "list":

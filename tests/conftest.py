@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ import psycopg
 import pytest
 
 from support.service import Service, running_service
-from todo_api.database import migrations
+from todo_api.database import migrations, temporary
 from todo_api.database.embedded import EmbeddedPostgres
 
 numbers = count(1)
@@ -25,7 +26,7 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_settings_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The developer's environment and `.env` have no say in a test."""
     for name in list(os.environ):
         if name.startswith(("BETTER_AUTH", "NEON_", "DATABASE_", "PG")):
@@ -34,12 +35,20 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
+def run_folder() -> Iterator[Path]:
+    """A folder of this run, with a short path, which every account can enter."""
+    place, prefix = Path("/tmp"), "todo-api-tests-"  # noqa: S108 - mkdtemp
+    temporary.remove_abandoned(place, prefix)  # runs that were killed
+    folder, lock = temporary.make_locked(place, prefix)
+    yield folder
+    shutil.rmtree(folder)
+    os.close(lock)
+
+
+@pytest.fixture(scope="session")
+def postgres(run_folder: Path) -> Iterator[str]:
     """The address of the server's own database."""
-    with (
-        TemporaryDirectory(prefix="todo-api-test-") as folder,
-        EmbeddedPostgres.start(Path(folder) / "postgres", durable=False) as server,
-    ):
+    with EmbeddedPostgres.start(run_folder / "postgres", durable=False) as server:
         yield server.url
 
 
@@ -87,9 +96,9 @@ async def service(database_url: str, short_folder: Path) -> AsyncIterator[Servic
 
 
 @pytest.fixture
-def short_folder() -> Iterator[Path]:
+def short_folder(run_folder: Path) -> Iterator[Path]:
     """A folder whose path leaves room for a socket's name (107 bytes)."""
-    with TemporaryDirectory(prefix="t-") as folder:
+    with TemporaryDirectory(dir=run_folder) as folder:
         yield Path(folder)
 
 

@@ -1,7 +1,7 @@
 // The baseline in Node: Fastify, its JWT plugin and pg, with response schemas and named prepared
-// statements. ROW_SECURITY=on adds what ours sends before each statement (preamble.py), in one
-// transaction and one write, by pg's pipeline mode. VERSIONS=on adds to that our statements, with
-// versions, `completed_at` and tombstones. Run by run.py.
+// statements. ROW_SECURITY=on also sends our preamble (preamble.py) before each statement, in one
+// transaction and one write, with pg's pipeline mode. VERSIONS=on also uses statements like ours,
+// with versions, `completed_at` and tombstones. run.py starts it.
 import Fastify from "fastify";
 import jwt from "@fastify/jwt";
 import pg from "pg";
@@ -74,7 +74,7 @@ async function alone(...what) {
   return (await pool.query(plain(...what))).rows;
 }
 
-// BEGIN, what stands before each statement, the statements and COMMIT, in one write.
+// Send BEGIN, the preamble, the statements and COMMIT in one write.
 async function together(name, user, ...statements) {
   const client = await pool.connect();
   const { stream } = client.connection;
@@ -92,7 +92,7 @@ async function together(name, user, ...statements) {
     return rows;
   } catch (error) {
     client.release(error);
-    if (error.code === "TD401") error.statusCode = 401; // older than the account's erasure
+    if (error.code === "TD401") error.statusCode = 401; // the token is older than the account's erasure
     throw error;
   }
 }

@@ -1,4 +1,4 @@
-// What each operation asks PostgreSQL, as a query of pg: `plain`, or `versioned` as ours is.
+// The query of each operation for pg: `plain`, or `versioned` like ours.
 
 const SHOWN = `tasks.id, tasks.user_id, tasks.title, tasks.description, tasks.status,
   tasks.status = 'complete' AS completed, tasks.priority, tasks.due_date,
@@ -10,7 +10,7 @@ const read = (shown) => ({
   get: `SELECT ${shown} FROM tasks WHERE user_id = $1 AND id = $2`,
 });
 
-// Versions are not for this one: it inserts the constant 1, because the columns want a value.
+// Plain queries have no versions. They insert the constant 1, because the columns need a value.
 const CLOCK = "greatest(clock_timestamp(), updated_at + interval '1 microsecond')";
 const PLAIN = {
   ...read(SHOWN),
@@ -58,8 +58,8 @@ const WRITE = {
     SELECT id FROM removed`,
 };
 
-// Ours does two things more: it removes expired tombstones, in one write of sixteen, and after a
-// write that found no task it looks why (401 for a void token; here that is 404 too).
+// Ours does two more things. One write in sixteen removes expired tombstones. After a write that
+// found no task, ours asks why (401 for a void token). Here a void token gets 404.
 export function versioned(name, user, ...values) {
   if (name in READ) return { name, text: READ[name], values: [user.sub, ...values] };
   const writer = [user.sub, Date.now(), user.iat];
@@ -70,13 +70,13 @@ export function versioned(name, user, ...values) {
   return { ...update(given), values: [...writer, id, ...changed] };
 }
 
-// The first task of a user: their row is not there yet.
+// Creates the row of a user before their first task.
 export function beginOwner(user) {
   const text = "SELECT begin_owner($1, $2, $3, $4)";
   return { name: "begin_owner", text, values: [user.sub, user.email, user.iat, Date.now()] };
 }
 
-// One statement for each set of fields, each made once.
+// One statement for each set of fields, built once.
 const updates = new Map();
 function update(given) {
   const name = `update_${given.join("_")}`;

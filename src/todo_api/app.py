@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from todo_api.auth.key_set import KeySet
 from todo_api.auth.owner import Authenticator
 from todo_api.auth.rate_limits import RateLimits
-from todo_api.auth.tokens import Expected, Key, Keys, Verifier
+from todo_api.auth.tokens import LEEWAY, Expected, Key, Keys, Verifier
 from todo_api.database.database import Database
 from todo_api.errors import NotFound, StartupError
 from todo_api.http.answers import Errors
@@ -155,11 +155,28 @@ def create_app(settings: Settings, database_url: str) -> Application:
         },
         lifespan=_lifespan(settings, database, key_set),
     )
-    open_tasks = partial(OwnedTasks, database=database, known_owners=KnownOwners())
+    open_tasks = partial(
+        OwnedTasks,
+        database=database,
+        known_owners=KnownOwners(),
+        issuer_ahead=partial(_issuer_ahead, settings, key_set),
+    )
     app.serve(task_router(authenticator, open_tasks))
     app.serve(health_router(partial(_not_ready, database, key_set)))
     app.serve(document_router(app))
     return app
+
+
+def _issuer_ahead(settings: Settings, key_set: KeySet | None) -> float:
+    """Return the most seconds that the clock of the tokens' issuer can be ahead of ours.
+
+    Only the key set tells the issuer's time, if the issuer publishes it itself.
+    """
+    if settings.development:
+        return 0.0  # this machine signs the tokens
+    if key_set is None or not settings.publishes_own_keys:
+        return LEEWAY
+    return key_set.issuer_ahead
 
 
 async def _not_ready(database: Database, key_set: KeySet | None) -> str | None:

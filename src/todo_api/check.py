@@ -1,22 +1,17 @@
 """`todo-api check`: what is configured, whether it works, and what to do if it does not."""
 
-import time
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Literal
 from urllib.parse import urlsplit
 
-from todo_api.auth.key_set import REFRESH_SECONDS, Fetched, FetchFailed, fetch, read_key_set
+from todo_api.auth.issuer import Clocks, FetchFailed, fetch
+from todo_api.auth.key_set import CLOCK_SECONDS, REFRESH_SECONDS, Published, read_key_set
 from todo_api.auth.tokens import LEEWAY
 from todo_api.database import schema
 from todo_api.database.database import Database
 from todo_api.database.inspection import Inspection, Problem
 from todo_api.errors import ApiError, StartupError
 from todo_api.settings import Settings, is_loopback, origin_of
-
-CLOCK_SECONDS = 2.0
-"""A smaller difference between the clocks means nothing, because `Date` has whole seconds."""
-
 
 _FINE = {
     "encoding": "UTF8",
@@ -49,7 +44,9 @@ _ROW_SECURITY_OFF = Finding(
 
 async def findings(settings: Settings, database_url: str) -> list[Finding]:
     """Check everything in the order in which a request needs it. No detail contains a secret."""
+    warnings = settings.warnings()
     return [
+        *([Finding("settings", "warning", "; ".join(warnings))] if warnings else []),
         *await _database(settings, database_url),
         _secret(settings),
         *(await _key_set(settings.jwks_url) if settings.jwks_url else []),
@@ -62,7 +59,7 @@ async def _database(settings: Settings, url: str) -> list[Finding]:
     try:
         await database.ping()
         return [
-            Finding("database", "ok", f"PostgreSQL {database.server_version} answers"),
+            Finding("database", "ok", _answers(settings, database)),
             *await _inspection(settings, database),
             await _prepared_statements(settings, database),
         ]
@@ -72,6 +69,11 @@ async def _database(settings: Settings, url: str) -> list[Finding]:
         return [Finding("database", "failure", f"DATABASE_URL: {error.__cause__}")]
     finally:
         database.close()
+
+
+def _answers(settings: Settings, database: Database) -> str:
+    place = database.pool.place if settings.database_url else "embedded"
+    return f"PostgreSQL {database.server_version} answers ({place})"
 
 
 async def _inspection(settings: Settings, database: Database) -> list[Finding]:
@@ -142,29 +144,34 @@ def _secret(settings: Settings) -> Finding:
 async def _key_set(url: str) -> list[Finding]:
     try:
         fetched = await fetch(url)
-        keys = read_key_set(fetched.content)
+        published = read_key_set(fetched.content)
     except FetchFailed as error:
         hint = "is BETTER_AUTH_URL right, and the issuer running?"
         return [Finding("key set", "failure", f"{error}; {hint}")]
-    if keys:
-        algorithms = ", ".join(sorted({key.algorithm for key in keys.values()}))
-        age = f"our copy is at most {REFRESH_SECONDS:.0f} s old"
-        found = Finding("key set", "ok", f"{len(keys)} keys ({algorithms}); {age}")
-    else:
-        found = Finding("key set", "warning", "empty; Better Auth makes a key with its first token")
-    return [found, _clock(fetched)]
+    return [_keys(published), _clock(fetched.clocks)]
 
 
-def _clock(fetched: Fetched) -> Finding:
-    try:
-        theirs = parsedate_to_datetime(fetched.date or "").timestamp()
-    except ValueError:
-        return Finding("clock", "warning", "the issuer does not send its time")
-    skew = time.time() - theirs
-    difference = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the issuer's"
-    if abs(skew) <= CLOCK_SECONDS:
+def _keys(published: Published) -> Finding:
+    keys, refused = published.keys, len(published.refused)
+    if not keys and not refused:
+        return Finding("key set", "warning", "empty; Better Auth makes a key with its first token")
+    algorithms = ", ".join(sorted({key.algorithm for key in keys.values()}))
+    usable = f"{len(keys)} keys ({algorithms})" if keys else "no usable key"
+    if refused:
+        status: Literal["warning", "failure"] = "warning" if keys else "failure"
+        reasons = f"{refused} refused: {published.refused_in_short}"
+        return Finding("key set", status, f"{usable}; {reasons}")
+    return Finding("key set", "ok", f"{usable}; our copy is at most {REFRESH_SECONDS:.0f} s old")
+
+
+def _clock(clocks: Clocks | None) -> Finding:
+    if clocks is None:
+        return Finding("clock", "warning", "the issuer does not send its time, or a cache answered")
+    ahead = clocks.difference
+    difference = f"{abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} the issuer's"
+    if abs(ahead) <= CLOCK_SECONDS:
         return Finding("clock", "ok", "agrees with the issuer's")
-    if abs(skew) <= LEEWAY:
+    if abs(ahead) <= LEEWAY:
         return Finding("clock", "warning", f"{difference}; {LEEWAY:.0f} s are tolerated")
     return Finding("clock", "failure", f"{difference}; tokens are refused, so synchronize it")
 

@@ -72,6 +72,7 @@ def serve(
 
     settings = Settings.load(host=host, port=port, workers=workers)
     configure_logging(settings)
+    server.warn(settings)
     with (
         server.listener(settings) as listener,
         server.metrics_served(settings),
@@ -80,8 +81,8 @@ def serve(
         if settings.auto_migrate:
             _migrate(url)
         with_secret = development.with_secret(settings)
-        asyncio.run(server.check(with_secret, url))
-        _print_or_discard(_greeting(with_secret, listener, development_mode=settings.development))
+        place = asyncio.run(server.check(with_secret, url))
+        _print_or_discard(_greeting(with_secret, listener, place))
         server.serve(with_secret, url, listener)
 
 
@@ -193,12 +194,14 @@ def _migrate(url: str) -> None:
         migrations.migrate(url)
 
 
-def _greeting(settings: Settings, listener: "socket", *, development_mode: bool) -> str:
-    """Return the address of the API, and in development mode how to call it."""
+def _greeting(settings: Settings, listener: "socket", place: str) -> str:
+    """Return the address of the API, the database, and in development mode how to call it."""
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     greeting = f"todo-api is listening on {address} (documentation: {address}/docs)\n"
-    if development_mode:
+    database = place if settings.database_url else f"embedded, under {settings.data_dir}"
+    greeting += f"Database: {database}\n"
+    if settings.development:
         greeting += (
             f"\nDevelopment mode, data in {settings.data_dir}. Create a task:\n\n"
             f"  {development.curl_example(settings, address)}\n\n"

@@ -20,10 +20,10 @@ USER = "demo"
 
 def with_secret(settings: Settings) -> Settings:
     """Return the settings; in development mode they get the secret stored under `DATA_DIR`."""
-    if not settings.development:
+    if not settings.development or settings.better_auth_secret is not None:
         return settings
     secret = SecretStr(_stored_secret(settings.data_dir / "development-secret"))
-    return settings.model_copy(update={"better_auth_secret": secret})
+    return settings.with_own_secret(secret)
 
 
 def token(settings: Settings, user: str, *, lifetime: float, email: str | None = None) -> str:

@@ -13,13 +13,17 @@ One handler (`todo_api.http.answers`) answers them all. This module imports noth
     │   └── InvalidFields        400 with a message and a code for each field
     ├── Unauthorized             401
     │   └── InvalidToken         401, a token was sent (RFC 6750, section 3.1)
+    │       ├── ExpiredToken     401, and everything else about the token is right
     │       └── AccountErased    401, the user was erased after the token was issued
     ├── Forbidden                403
     ├── NotFound                 404
     │   └── TaskNotFound         404, unused or another user's: the same answer
     ├── MethodNotAllowed         405
+    ├── TaskChanged              412
     ├── BodyTooLarge             413
+    ├── UriTooLong               414
     ├── UnsupportedMediaType     415
+    ├── IdempotencyKeyReused     422
     ├── HeaderFieldsTooLarge     431
     ├── TooManyRequests          429
     ├── RaisedError              the status of an `HTTPException`
@@ -54,6 +58,8 @@ class ApiError(Exception):
     code: str
     message: str = ""
     headers: Mapping[str, str] = {}
+    reason: str | None = None
+    """Why, for the request's line in the log. The client never sees it."""
 
     def __init__(self, message: str | None = None) -> None:
         if message is not None:
@@ -138,23 +144,29 @@ class Unauthorized(ApiError):
     message = "A valid bearer token is required"
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
-
-class InvalidToken(Unauthorized):
-    """A token was sent and refused. `reason` is for tests and logs, never for the client."""
-
-    code = "token_invalid"
-    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-
     def __init__(self, reason: str) -> None:
         super().__init__()
         self.reason = reason
 
 
+class InvalidToken(Unauthorized):
+    """A token was sent and refused. `reason` names the check that failed."""
+
+    code = "token_invalid"
+    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+
+
+class ExpiredToken(InvalidToken):
+    """The token has expired, and everything else about it is right."""
+
+    code = "token_expired"
+
+
 class AccountErased(InvalidToken):
     """The token was issued before its user was erased, and must not bring them back."""
 
-    def __init__(self) -> None:
-        super().__init__("older than the erasure")
+    def __init__(self, reason: str = "iat: from before the erasure of the account") -> None:
+        super().__init__(reason)
 
 
 class Forbidden(ApiError):
@@ -180,15 +192,30 @@ class TaskNotFound(NotFound):
     message = "Task not found"
 
 
+class TaskChanged(ApiError):
+    """The task has another version than `If-Match` names. The client gets the current one."""
+
+    status_code = 412
+    code = "task_changed"
+    message = "The task has changed"
+
+    def __init__(self, version: int) -> None:
+        super().__init__()
+        self.headers = {"ETag": f'"{version}"'}
+
+
 class MethodNotAllowed(ApiError):
-    """The path exists, but not with this verb."""
+    """The path exists, but not with this method, which is case-sensitive."""
 
     status_code = 405
     code = "method_not_allowed"
     message = "Method not allowed"
 
-    def __init__(self, allow: str) -> None:
-        super().__init__()
+    def __init__(self, method: str, allow: str) -> None:
+        hint = (
+            "" if method == method.upper() else ": methods are case-sensitive, use capital letters"
+        )
+        super().__init__(self.message + hint)
         self.headers = {"Allow": allow}
 
 
@@ -197,6 +224,13 @@ class BodyTooLarge(ApiError):
 
     status_code = 413
     code = "body_too_large"
+
+
+class UriTooLong(ApiError):
+    """The target of the request is over the limit (RFC 9110, section 15.5.15)."""
+
+    status_code = 414
+    code = "uri_too_long"
 
 
 class UnsupportedMediaType(ApiError):
@@ -213,6 +247,14 @@ class HeaderFieldsTooLarge(ApiError):
 
     status_code = 431
     code = "header_fields_too_large"
+
+
+class IdempotencyKeyReused(ApiError):
+    """The idempotency key belongs to another request of this user."""
+
+    status_code = 422
+    code = "idempotency_key_reused"
+    message = "This Idempotency-Key was used with another method, path or body"
 
 
 class TooManyRequests(ApiError):

@@ -20,7 +20,7 @@ _PROCESS_ID = secrets.token_hex(8)
 _numbers = count()
 
 
-async def _stay(message: Awaitable[Message]) -> Message:
+async def _await(message: Awaitable[Message]) -> Message:
     return await message
 
 
@@ -43,10 +43,14 @@ class RequestContext:
     """The status of the response, 0 until it starts."""
     error: str | None = None
     """The class of the error that the client gets, see `todo_api.errors`."""
+    reason: str | None = None
+    """Why the token was refused. It never contains the token or its subject."""
     client_left: bool = False
     """Whether the client left before a response started."""
+    body: bytes | None = None
+    """The request's body, once it was read."""
     rate_limit_headers: Sequence[tuple[bytes, bytes]] = ()
-    await_body: Callable[[Awaitable[Message]], Awaitable[Message]] = _stay
+    await_body: Callable[[Awaitable[Message]], Awaitable[Message]] = _await
     """Awaits a part of the body that has not arrived yet."""
 
     @classmethod

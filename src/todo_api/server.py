@@ -7,8 +7,10 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import parent_process, resource_tracker
 from secrets import token_hex
@@ -19,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from todo_api.app import create_app
 from todo_api.database.database import Database
@@ -31,11 +33,29 @@ from todo_api.settings import Settings
 
 log = structlog.get_logger()
 
+SILENT_SECONDS = 60
+"""How long a worker may take to start, and later to answer, before the supervisor replaces it.
+
+A worker answers only after its imports. On a busy machine they take more than uvicorn's 5 seconds,
+so uvicorn would kill every new worker, and the next one as well.
+"""
+
+FAILED_STARTS = 3
+"""After so many failed starts in a row the supervisor gives up, unless another worker serves."""
+
+STOP_SECONDS = 10
+"""How long a worker may take to stop, in addition to `SHUTDOWN_TIMEOUT`."""
+
+TICK_SECONDS = 0.5
+"""The interval of uvicorn's supervisor between two health checks."""
+
 NEW_OBJECTS_PER_COLLECTION = 50_000
 """Requests leave almost no garbage. Python's default, 700, took 4 % of their CPU (measured)."""
 
 FILE_LIMIT = 65_536
 """Open files, and so connections, of one process. The usual 1,024 is for select(2)."""
+
+log = structlog.get_logger()
 
 
 class Server(uvicorn.Server):
@@ -51,39 +71,142 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+@dataclass(slots=True)
+class _Health:
+    """What the supervisor knows about a worker."""
+
+    is_ready: bool = False
+    """Whether the worker has started to serve."""
+    is_asked: bool = False
+    """Whether the worker still has to answer the last ping."""
+    silent_ticks: int = 0
+    """The number of health checks since the worker last answered that it serves."""
+    failed_starts: int = 0
+    """The number of failed starts in a row, including those of the workers before this one."""
+    pause_ticks: int = 0
+    """The number of health checks until a new worker replaces this one, which has ended."""
+
+
 class Supervisor(Multiprocess):
-    """uvicorn's supervisor of several workers; it calls `on_exit` with the id of an ended one."""
+    """uvicorn's supervisor of several workers, with a health check of its own.
+
+    uvicorn's check blocks the supervisor, which then cannot stop while a worker starts. It logs
+    replacements only as INFO, and replaces workers for ever that cannot start. This check logs
+    each replacement, and gives up if no worker serves and three in a row have failed to start.
+
+    The supervisor calls `on_exit` with the id of each worker that has ended.
+    """
 
     def __init__(
         self, config: uvicorn.Config, listener: socket.socket, on_exit: Callable[[int], None]
     ) -> None:
         super().__init__(config, sockets=[listener])
+        self.failed = False
+        """Whether the supervisor has given up."""
         self._on_exit = on_exit
-        self._running: set[int] = set()
-
-    @property
-    def failed(self) -> bool:
-        """Whether a worker could not start."""
-        return any(each.exitcode == STARTUP_FAILURE for each in self.processes)
+        self._known: set[int] = set()
+        self._health: dict[Process, _Health] = {}
 
     def init_processes(self) -> None:
-        """Start the workers with Ctrl-C blocked, which they inherit.
-
-        The terminal sends it to them too, and during their imports it would end in a traceback.
-        This process gets it as well, and stops them in order.
-        """
-        resource_tracker.ensure_running()  # here, because it unblocks the signal when it starts
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        super().init_processes()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        """Start the workers."""
+        with _ctrl_c_blocked():
+            super().init_processes()
+        self._known = self._running()
 
     def keep_subprocess_alive(self) -> None:
-        """Replace the workers that have ended."""
-        super().keep_subprocess_alive()
-        running = {each.pid for each in self.processes if each.pid is not None}
-        for pid in self._running - running:
+        """Replace the workers that have ended or hang. uvicorn calls this twice a second."""
+        self._health = {each: self._health.get(each, _Health()) for each in self.processes}
+        for index, worker in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            health = self._health[worker]
+            if health.pause_ticks:
+                health.pause_ticks -= 1
+                if not health.pause_ticks:
+                    self._start(index, health.failed_starts)
+            elif reason := self._failure(worker, health):
+                self._replace(index, worker, health, reason)
+        running = self._running()
+        for pid in self._known - running:
             self._on_exit(pid)
-        self._running = running
+        self._known = running
+
+    def join_all(self) -> None:
+        """Wait until the workers have stopped, and kill those that do not stop in time."""
+        deadline = time.monotonic() + (self.config.timeout_graceful_shutdown or 0) + STOP_SECONDS
+        for worker in self.processes:
+            worker.process.join(max(0, deadline - time.monotonic()))
+            if worker.exitcode is None:
+                log.error("killing worker", pid=worker.pid, reason="did not stop in time")
+                worker.kill()
+                worker.join()
+
+    def _running(self) -> set[int]:
+        return {each.pid for each in self.processes if each.pid and each.exitcode is None}
+
+    def _failure(self, worker: Process, health: _Health) -> str | None:
+        """Return why a worker must be replaced, if so."""
+        if (code := worker.exitcode) is not None:
+            return f"signal {-code}" if code < 0 else f"exit code {code}"
+        health.silent_ticks += 1
+        with suppress(OSError, EOFError):
+            _ask(worker, health)
+        # Ticks instead of a clock: after a pause of the whole machine the worker may answer late.
+        if health.silent_ticks < SILENT_SECONDS / TICK_SECONDS:
+            return None
+        what = "no answer for" if health.is_ready else "not ready after"
+        return f"{what} {SILENT_SECONDS} seconds"
+
+    def _replace(self, index: int, worker: Process, health: _Health, reason: str) -> None:
+        code = worker.exitcode
+        worker.kill()
+        worker.join()
+        if health.is_ready:
+            log.error("replacing worker", pid=worker.pid, reason=reason)
+            self._start(index, 0)
+            return
+        health.failed_starts += 1
+        is_final = code == STARTUP_FAILURE or health.failed_starts >= FAILED_STARTS
+        if is_final and not any(each.is_ready for each in self._health.values()):
+            log.error("giving up, because no worker can start", pid=worker.pid, reason=reason)
+            self.failed = True
+            self.should_exit.set()
+            return
+        pause = min(2 ** (health.failed_starts - 1), SILENT_SECONDS)
+        log.error("replacing worker", pid=worker.pid, reason=reason, pause_seconds=pause)
+        health.pause_ticks = round(pause / TICK_SECONDS)
+
+    def _start(self, index: int, failed_starts: int) -> None:
+        worker = self.processes[index] = Process(self.config, self.sockets)
+        self._health[worker] = _Health(failed_starts=failed_starts)
+        with _ctrl_c_blocked():
+            worker.start()
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Block Ctrl-C, also in the workers that start meanwhile.
+
+    The terminal sends it to them too, and during their imports it would end in a traceback. The
+    supervisor gets it as well, and stops them gracefully.
+    """
+    resource_tracker.ensure_running()  # here, because it unblocks the signal when it starts
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _ask(worker: Process, health: _Health) -> None:
+    """Read the worker's answers, which say whether it serves, and send the next ping."""
+    while worker.parent_conn.poll():
+        health.is_asked = False
+        if worker.parent_conn.recv():
+            health.is_ready, health.silent_ticks, health.failed_starts = True, 0, 0
+    if not health.is_asked:
+        worker.parent_conn.send(b"ping")
+        health.is_asked = True
 
 
 def configuration(settings: Settings, database_url: str) -> uvicorn.Config:
@@ -103,7 +226,9 @@ def configuration(settings: Settings, database_url: str) -> uvicorn.Config:
         http=StrictProtocol,
         ws="none",
         lifespan="on",
+        timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout,
+        timeout_worker_healthcheck=SILENT_SECONDS,
     )
 
 
@@ -119,8 +244,17 @@ def listener(settings: Settings) -> socket.socket:
         ) from error
 
 
-async def check(settings: Settings, database_url: str) -> None:
-    """Check that the database can be used as configured, once, before any worker starts."""
+def warn(settings: Settings) -> None:
+    """Log what is probably wrong in the settings."""
+    for problem in settings.warnings():
+        log.warning("check the settings", reason=problem)
+
+
+async def check(settings: Settings, database_url: str) -> str:
+    """Check that the database can be used as configured, once, before any worker starts.
+
+    Return the names of the database and of its host.
+    """
     database = Database(database_url, settings)
     try:
         for problem in await database.check():
@@ -128,6 +262,8 @@ async def check(settings: Settings, database_url: str) -> None:
                 log.warning(problem.detail)
     except ApiError as error:
         raise StartupError(f"DATABASE_URL: {error.__cause__ or error}") from error
+    else:
+        return database.pool.place
     finally:
         database.close()
 

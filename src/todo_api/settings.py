@@ -4,10 +4,13 @@
 that names the variable and never shows the value.
 """
 
+import unicodedata
+from collections.abc import Mapping
 from importlib.util import find_spec
 from ipaddress import ip_address
+from os import environ
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,13 +19,23 @@ from pydantic import (
     BeforeValidator,
     Field,
     IPvAnyNetwork,
+    PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from todo_api import env_file
 from todo_api.errors import StartupError
 
 MINIMUM_SECRET_BYTES = 32
@@ -56,7 +69,18 @@ def _split(value: object) -> object:
     """Split a comma-separated text; the default is a tuple already."""
     if not isinstance(value, str):
         return value
-    return [item.strip() for item in value.split(",") if item.strip()]
+    items = [item.strip() for item in value.split(",") if item.strip()]
+    if not items:
+        raise _wrong("must name at least one")
+    return items
+
+
+def _invisible_end(text: str) -> str | None:
+    """Say which end of a text is white space or another character that nobody sees, if one is."""
+    for verb, character in (("begins", text[:1]), ("ends", text[-1:])):
+        if character and (character.isspace() or unicodedata.category(character)[0] in "CZ"):
+            return f"{verb} with white space (U+{ord(character):04X})"
+    return None
 
 
 def _lower(value: object) -> object:
@@ -99,6 +123,13 @@ def _issuer_address(address: str) -> str:
     return str(url).rstrip("/")
 
 
+def _better_auth_url(address: str) -> str:
+    issuer = _issuer_address(address)
+    if "?" in issuer or "#" in issuer:
+        raise _wrong("must be without a query and a fragment, like Better Auth's baseURL")
+    return issuer
+
+
 def _origin(address: str) -> str:
     if address == "*":
         raise _wrong("must name each origin, because * would let every site call the API")
@@ -125,6 +156,7 @@ def _can_export() -> bool:
 
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 SharedSecret = Annotated[SecretStr, AfterValidator(_shared_secret)]
+BetterAuthUrl = Annotated[str, AfterValidator(_better_auth_url)]
 IssuerAddress = Annotated[str, AfterValidator(_issuer_address)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Host = Annotated[str, AfterValidator(_without_brackets)]
@@ -134,12 +166,19 @@ AnyCase = BeforeValidator(_lower)
 CommaSeparated = BeforeValidator(_split)
 
 
+class _EnvFile(DotEnvSettingsSource):
+    """Reads `.env` strictly."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        names = {name.lower() for name in variables()}
+        given = env_file.read(Path(".env"), names, environ)
+        return {name.lower(): value for name, value in given.items() if value}
+
+
 class Settings(BaseSettings):
     """The program's configuration; `Settings.load()` makes one."""
 
     model_config = SettingsConfigDict(
-        env_file=".env",
-        env_file_encoding="utf-8",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -153,7 +192,7 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Path(".data")
 
-    better_auth_url: IssuerAddress | None = None
+    better_auth_url: BetterAuthUrl | None = None
     better_auth_secret: SharedSecret | None = None
     better_auth_jwks_url: IssuerAddress | None = None
     better_auth_issuer: str | None = None
@@ -167,6 +206,7 @@ class Settings(BaseSettings):
     host: Host = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=256)
+    keep_alive_timeout: int = Field(default=75, ge=1, le=3600)
     auto_migrate: bool = True
     row_security: bool = True
     log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = "info"
@@ -190,31 +230,99 @@ class Settings(BaseSettings):
     log_key: SecretStr | None = None
     shutdown_timeout: int = Field(default=25, ge=1, le=600)
 
+    _has_own_secret: bool = PrivateAttr(default=False)
+
+    LISTS: ClassVar = {"cors_origins", "trusted_proxies"}
+    """Fields of which each item is stripped."""
+    SECRETS: ClassVar = {"better_auth_secret", "log_key"}
+    """Fields whose white space counts, because another program may have it too."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources of settings, the one that wins first."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, _EnvFile(settings_cls)
+
     @classmethod
     def load(cls, **overrides: Any) -> Self:
-        """Return the settings of the environment and `.env`; an override that is not None wins.
+        """Return the settings of the environment and `.env`; an override wins if it has a value.
 
         Raises `StartupError` with one line for the first wrong variable.
         """
-        given = {name: value for name, value in overrides.items() if value is not None}
+        given = {name: value for name, value in overrides.items() if value not in {None, ""}}
         try:
             return cls(**given)
         except ValidationError as error:
             raise StartupError(_first_line(error)) from None
-        except UnicodeDecodeError:
-            raise StartupError(".env: must be UTF-8 text") from None
+
+    def with_own_secret(self, secret: SecretStr) -> Self:
+        """Return settings of development mode with a secret that was made on this machine."""
+        settings = self.model_copy(update={"better_auth_secret": secret})
+        settings._has_own_secret = True  # noqa: SLF001  an object of this class
+        return settings
 
     @property
     def development(self) -> bool:
         """Whether neither a database nor a key is configured, so both are made on this machine."""
-        return not (self.database_url or self.better_auth_url or self.better_auth_secret)
+        return self._has_own_secret or not (
+            self.database_url or self.better_auth_url or self.better_auth_secret
+        )
+
+    def warnings(self) -> list[str]:
+        """Return a line for each setting that is probably not meant so."""
+        found = []
+        for field in sorted(self.SECRETS):
+            secret: SecretStr | None = getattr(self, field)
+            if secret and (end := _invisible_end(secret.get_secret_value())):
+                found.append(f"{_label(field)}: {end}; remove it, unless the other side has it too")
+        if self.database_url is None and self._serves_others:
+            found.append(
+                f"{_label('database_url')}: not set or empty, so the embedded database in "
+                f"DATA_DIR is served; set it in production"
+            )
+        return found
+
+    @property
+    def _serves_others(self) -> bool:
+        """Whether tokens come from another machine, or may come from there."""
+        if self.better_auth_url and not is_loopback(AnyHttpUrl(self.better_auth_url).host or ""):
+            return True
+        return self.better_auth_secret is not None and not self.development
 
     @property
     def jwks_url(self) -> str | None:
-        """The address of the published keys, or None if only the shared secret is used."""
+        """The address of the published keys, or None if only the shared secret is used.
+
+        Better Auth answers under the path of its `baseURL`, and without one under `/api/auth`.
+        """
         if self.better_auth_jwks_url or not self.better_auth_url:
             return self.better_auth_jwks_url
-        return f"{self.better_auth_url}/api/auth/jwks"
+        has_path = self.better_auth_url != origin_of(self.better_auth_url)
+        return f"{self.better_auth_url}{'' if has_path else '/api/auth'}/jwks"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_invisible_ends(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str) and info.field_name not in cls.LISTS | cls.SECRETS:
+            end = _invisible_end(value)
+            if end:
+                raise _wrong(f"{end}; remove it")
+        return value
+
+    @property
+    def publishes_own_keys(self) -> bool:
+        """Whether the key set comes from the same origin as the tokens."""
+        if self.better_auth_url is None:
+            return False
+        published_by = self.better_auth_jwks_url or self.better_auth_url
+        return origin_of(published_by) == origin_of(self.better_auth_url)
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

@@ -1,4 +1,4 @@
-"""Everything that must not get in, over HTTP: refused alike, and without the database."""
+"""Invalid credentials over HTTP: all get the same 401, without a database query."""
 
 import json
 import time
@@ -36,7 +36,7 @@ async def publisher() -> AsyncIterator[Publisher]:
 async def both(
     database_url: str, short_folder: Path, publisher: Publisher
 ) -> AsyncIterator[Service]:
-    """The service with a shared secret and published keys."""
+    """The service with a shared secret and with published keys."""
     async with running_service(
         database_url, short_folder, better_auth_url=publisher.url
     ) as service:
@@ -52,7 +52,7 @@ async def ask(service: Service, credentials: str, verb: str = "GET") -> Any:
 
 
 async def refused(service: Service, credentials: str) -> None:
-    """See credentials refused on a read and on a write, like all others, without the database."""
+    """Check that a read and a write with these credentials get the usual 401, without a query."""
     for verb in ("GET", "POST"):
         answer = await ask(service, credentials, verb)
         assert answer.status_code == 401, credentials[:200]
@@ -69,7 +69,7 @@ def segment(value: Any) -> str:
 
 
 def hmac(publisher: Publisher, secret: str | bytes, **header: Any) -> str:
-    """Return a token for alice, HS256 with a secret of the attacker's choice."""
+    """Return an HS256 token for alice, signed with a secret of the attacker."""
     algorithm = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256)
     now = int(time.time())
     claims = {"sub": "alice", "exp": now + 60, "iss": publisher.url, "aud": publisher.url}
@@ -85,7 +85,7 @@ def asymmetric(publisher: Publisher, key: Any, algorithm: str, **header: Any) ->
 
 
 def each(name: str, values: Iterable[Any], forge: Callable[[Publisher, Any], str]) -> Any:
-    """Name one forgery for each value."""
+    """Return one named forgery per value."""
 
     def of(value: Any) -> Callable[[Publisher], str]:
         return lambda publisher: forge(publisher, value)
@@ -94,7 +94,7 @@ def each(name: str, values: Iterable[Any], forge: Callable[[Publisher, Any], str
 
 
 def with_header(publisher: Publisher, value: Any) -> str:
-    """Return a good token whose header says something else."""
+    """Return a valid token with another header."""
     return ".".join([segment(value), *publisher.token("alice").split(".")[1:]])
 
 
@@ -105,7 +105,7 @@ def with_subject(publisher: Publisher, value: Any) -> str:
 
 
 def raw(publisher: Publisher, header: Any = None, payload: Any = None) -> str:
-    """Sign any header and any payload, bytes included, with the published key."""
+    """Sign any header and payload with the published key. Both may be bytes."""
     now = int(time.time())
     claims = {"sub": "alice", "exp": now + 60, "iss": publisher.url, "aud": publisher.url}
     first = {"alg": "EdDSA", "kid": "first"} if header is None else header
@@ -120,14 +120,14 @@ def with_claim(publisher: Publisher, name: str, value: Any) -> str:
 
 
 def doubled(publisher: Publisher) -> bytes:
-    """A payload with two subjects."""
+    """Return a payload with two subjects."""
     now = int(time.time())
     claims = {"sub": "bob", "exp": now + 60, "iss": publisher.url, "aud": publisher.url}
     return b'{"sub": "alice", ' + json.dumps(claims).encode()[1:]
 
 
 def malleable(publisher: Publisher) -> str:
-    """A signature whose S is increased by the order of the group (RFC 8032, section 8.4)."""
+    """Return a token whose signature has S plus the group order (RFC 8032, section 8.4)."""
     order = 2**252 + 27742317777372353535851937790883648493
     head, _, signature = publisher.token("alice").rpartition(".")
     decoded = urlsafe_b64decode(signature + "==")
@@ -244,7 +244,7 @@ FORGERIES: dict[str, Callable[[Publisher], str]] = {
 }
 
 
-async def test_forgery_is_refused(
+async def test_service_refuses_every_forgery(
     both: Service, publisher: Publisher, subtests: pytest.Subtests
 ) -> None:
     for name, forge in FORGERIES.items():
@@ -252,7 +252,7 @@ async def test_forgery_is_refused(
             fetched = publisher.requests
             await refused(both, forge(publisher))
             assert publisher.requests <= fetched + 1
-            assert publisher.others == 0, "an address of the token's was fetched"
+            assert publisher.others == 0, "the service fetched an address from the token"
             assert (await ask(both, publisher.token("alice"))).status_code == 200
 
 
@@ -272,7 +272,7 @@ async def test_forgery_is_refused(
         "BearerTOKEN",
     ],
 )
-async def test_other_credentials_are_refused(service: Service, value: str) -> None:
+async def test_service_refuses_other_authorization_headers(service: Service, value: str) -> None:
     answer = await service.request(
         "GET", "/api/tasks", headers={"Authorization": value.replace("TOKEN", token("alice"))}
     )
@@ -295,7 +295,7 @@ async def test_challenge_says_whether_a_token_was_sent(service: Service) -> None
     assert wrong.json()["code"] == "token_invalid"
 
 
-async def test_two_authorization_headers_are_refused(service: Service) -> None:
+async def test_service_refuses_two_authorization_headers(service: Service) -> None:
     good, bad = f"Bearer {token('alice')}", "Bearer x.y.z"
     for pair in ((good, good), (good, bad), (bad, good)):
         answer = await service.request(
@@ -304,7 +304,7 @@ async def test_two_authorization_headers_are_refused(service: Service) -> None:
         assert answer.status_code == 401
 
 
-async def test_token_anywhere_else_does_not_count(service: Service) -> None:
+async def test_service_ignores_a_token_outside_the_authorization_header(service: Service) -> None:
     good = token("alice")
     answers = [
         await service.request("GET", f"/api/tasks?access_token={good}"),
@@ -314,7 +314,7 @@ async def test_token_anywhere_else_does_not_count(service: Service) -> None:
     assert {answer.status_code for answer in answers} == {401}
 
 
-async def test_each_kind_alone_refuses_the_other(
+async def test_service_with_one_kind_of_key_refuses_the_other_kind(
     database_url: str, short_folder: Path, service: Service, publisher: Publisher
 ) -> None:
     await refused(service, publisher.token("alice"))
@@ -327,7 +327,9 @@ async def test_each_kind_alone_refuses_the_other(
         assert (await ask(published, publisher.token("alice"))).status_code == 200
 
 
-async def test_ed25519_is_another_name_of_eddsa(both: Service, publisher: Publisher) -> None:
+async def test_service_accepts_ed25519_as_a_name_for_eddsa(
+    both: Service, publisher: Publisher
+) -> None:
     good = publisher.token("alice").split(".")
     text = f"{segment({'alg': 'Ed25519', 'kid': 'first'})}.{good[1]}"
     signature = segment(publisher.key.private.sign(text.encode()))
@@ -353,7 +355,7 @@ GOOD = {
     deadline=None, max_examples=200, suppress_health_check=[HealthCheck.differing_executors]
 )
 @given(data=st.data())
-def test_token_changed_at_any_byte_is_refused(good: str, data: st.DataObject) -> None:
+def test_verifier_refuses_a_token_changed_at_any_byte(good: str, data: st.DataObject) -> None:
     verifier = Verifier(KEYS)
     assert verifier.verify(good, time.time()).subject == "alice"
     position = data.draw(st.integers(0, len(good) - 1))

@@ -1,13 +1,16 @@
 """`todo-api check` finds mistakes, says what to do, and shows no secret."""
 
 import json
+import re
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from support.program import command, environment
 from support.publisher import Publisher
@@ -22,7 +25,7 @@ async def publisher() -> AsyncIterator[Publisher]:
 
 
 async def look(url: str, **values: Any) -> dict[str, Finding]:
-    found = await findings(settings(**values), url)
+    found = await findings(settings(**{"database_url": SecretStr(url), **values}), url)
     assert len({finding.subject for finding in found}) == len(found)
     return {finding.subject: finding for finding in found}
 
@@ -37,8 +40,20 @@ async def test_everything_is_ok(database_url: str, publisher: Publisher) -> None
         *("schema", "privileges", "row security", "prepared statements"),
         *("shared secret", "key set", "clock", "origins"),
     ]
-    assert "PostgreSQL 1" in found["database"].detail
+    name, _, host = database_url.rpartition("/")[2].partition("?host=")
+    answers = rf"PostgreSQL 1\d\.\d+ answers \({name} on {unquote(host)}\)"
+    assert re.fullmatch(answers, found["database"].detail)
     assert "1 keys (EdDSA)" in found["key set"].detail
+
+
+async def test_settings_that_are_probably_wrong(database_url: str) -> None:
+    embedded = await look(database_url, database_url=None)
+    assert embedded["database"].detail.endswith("answers (embedded)")
+    assert embedded["settings"].status == "warning"
+    assert embedded["settings"].detail.startswith("DATABASE_URL (or ")
+    found = await look(database_url, better_auth_secret=SecretStr(f"{SECRET}\n"))
+    assert found["settings"].status == "warning"
+    assert found["settings"].detail.startswith("BETTER_AUTH_SECRET: ends with white space (U+000A)")
 
 
 async def test_database_that_does_not_answer() -> None:
@@ -78,6 +93,33 @@ async def test_key_set_that_cannot_be_fetched(
     found = await look(database_url, better_auth_url=publisher.url)
     assert found["key set"].status == "failure"
     assert "BETTER_AUTH_URL" in found["key set"].detail
+
+
+async def test_key_set_that_cannot_be_decoded(database_url: str, publisher: Publisher) -> None:
+    publisher.encoding = "br"
+    found = await look(database_url, better_auth_url=publisher.url)
+    assert found["key set"].status == "failure"
+    assert "Content-Encoding" in found["key set"].detail
+
+
+async def test_refused_keys_are_not_an_empty_set(database_url: str, publisher: Publisher) -> None:
+    good, bad = publisher.keys[0], {"kty": "EC", "crv": "P-384", "kid": "b", "alg": "ES384"}
+    refused = 'refused: kid "b": the type "EC P-384" is not supported'
+    for keys, status, detail in (
+        ([bad], "failure", f"no usable key; 1 {refused}"),
+        ([good, bad], "warning", f"1 keys (EdDSA); 1 {refused}"),
+        ([], "warning", "empty; Better Auth makes a key with its first token"),
+    ):
+        publisher.keys = keys
+        found = await look(database_url, better_auth_url=publisher.url)
+        assert (found["key set"].status, found["key set"].detail) == (status, detail)
+
+
+async def test_clock_of_a_cache_is_not_the_issuers(database_url: str, publisher: Publisher) -> None:
+    publisher.age, publisher.clock_offset = 60, -60
+    found = await look(database_url, better_auth_url=publisher.url)
+    assert found["clock"].status == "warning"
+    assert "a cache answered" in found["clock"].detail
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Many at once: the last write wins exactly, nothing is lost, and nobody meets another's rows."""
+"""Concurrent requests: writes are linearizable, none is lost, and users see only their own rows."""
 
 import asyncio
 import random
@@ -29,17 +29,17 @@ async def service(database_url: str) -> AsyncIterator[Listening]:
 
 
 def operation(kind: Any, invoked: int, answered: int | None, version: str | None) -> Operation:
-    """Describe an operation whose value is its version in capitals."""
+    """Return an operation whose value is its version in capitals."""
     return Operation(kind, invoked, (version or "open").upper(), version, answered)
 
 
 LEGAL = [
     [operation("write", 0, 1, "a"), operation("read", 2, 3, "a")],
-    # Two at once, in either order; a read beside a write sees it or does not.
+    # Two concurrent writes in either order. A concurrent read may see a write or not.
     [operation("write", 0, 3, "b"), operation("write", 1, 2, "a"), operation("read", 4, 5, "b")],
     [operation("write", 0, 1, "a"), operation("write", 2, 5, "b"), operation("read", 3, 4, "a")],
     [operation("write", 0, 1, "a"), operation("write", 2, 5, "b"), operation("read", 3, 4, "b")],
-    # An open write may have been carried out, or not.
+    # An open write may have happened, or not.
     [
         operation("write", 0, 1, "a"),
         operation("write", 2, None, None),
@@ -48,19 +48,19 @@ LEGAL = [
     [Operation("write", 0, "A"), operation("read", 1, 2, "a"), operation("read", 3, 4, "a")],
 ]
 ILLEGAL = [
-    # A stale read; a read of the future; a value from nowhere; another value than was written.
+    # A stale read, a read of a later write, an unknown value, and a value that was not written.
     [operation("write", 0, 1, "a"), operation("write", 2, 3, "b"), operation("read", 4, 5, "a")],
     [operation("read", 0, 1, "a"), operation("write", 2, 3, "a")],
     [operation("write", 0, 1, "a"), operation("read", 2, 3, "b")],
     [operation("write", 0, 1, "a"), Operation("read", 2, "B", "a", 3)],
-    # The second of two reads goes back; the version goes back; a version given twice.
+    # The second read is older than the first, a version is lower, and a version is used twice.
     [
         *(operation("write", 0, 1, "a"), operation("write", 2, 9, "b")),
         *(operation("read", 3, 4, "b"), operation("read", 5, 6, "a")),
     ],
     [operation("write", 0, 1, "b"), operation("write", 2, 3, "a")],
     [operation("write", 0, 1, "a"), Operation("write", 2, "B", "a", 3)],
-    # An open write that was seen before it began, and one that was carried out twice.
+    # A read sees an open write before it began, and an open write happened twice.
     [operation("read", 0, 1, "a"), Operation("write", 2, "A")],
     [Operation("write", 0, "A"), operation("read", 1, 2, "a"), Operation("read", 3, "A", "b", 4)],
 ]
@@ -72,12 +72,12 @@ def test_checker_accepts_a_linearizable_history(operations: list[Operation]) -> 
 
 
 @pytest.mark.parametrize("operations", ILLEGAL)
-def test_checker_refuses_any_other_history(operations: list[Operation]) -> None:
+def test_checker_refuses_a_history_that_is_not_linearizable(operations: list[Operation]) -> None:
     assert History(operations).violation() is not None
 
 
 class Register:
-    """The title of one task, every use of it on record."""
+    """The title of one task, with a history of all reads and writes."""
 
     def __init__(self, task: dict[str, Any]) -> None:
         self.path = f"/api/tasks/{task['id']}"
@@ -100,7 +100,7 @@ class Register:
         self.history.answer(entry, task["title"], task["updated_at"])
 
     async def write_and_hang_up(self, service: Listening, title: str, steps: int) -> None:
-        """Stop waiting after so many steps of the event loop: nobody knows what comes of it."""
+        """Cancel a write after these steps of the event loop, so that its outcome is unknown."""
         writing = asyncio.create_task(self.write(service, title))
         for _ in range(steps):
             await asyncio.sleep(0)
@@ -109,7 +109,7 @@ class Register:
             await writing
 
 
-async def test_last_write_wins_linearizably_with_clients_that_hang_up(
+async def test_writes_are_linearizable_while_clients_hang_up(
     service: Listening, sql: psycopg.Connection
 ) -> None:
     register = Register(await service.create("alice", title="first"))
@@ -138,7 +138,7 @@ async def test_last_write_wins_linearizably_with_clients_that_hang_up(
     await assert_pool_is_whole(service, sql, 8)
 
 
-async def test_fields_of_different_writers_all_survive(service: Listening) -> None:
+async def test_concurrent_writes_to_different_fields_all_survive(service: Listening) -> None:
     task = await service.create("alice")
     path = f"/api/tasks/{task['id']}"
     values: dict[str, list[Any]] = {
@@ -152,7 +152,7 @@ async def test_fields_of_different_writers_all_survive(service: Listening) -> No
     async def write(field: str) -> None:
         for value in values[field]:
             answer = await service.request("PUT", path, "alice", json={field: value})
-            # Nobody else writes this field, so every answer shows what was just written.
+            # Only this writer writes this field, so every answer shows the value just written.
             assert answer.json()[field] == value
 
     await asyncio.gather(*map(write, values))
@@ -160,7 +160,7 @@ async def test_fields_of_different_writers_all_survive(service: Listening) -> No
     assert {field: final[field] for field in values} == {f: v[-1] for f, v in values.items()}
 
 
-async def test_odd_number_of_toggles_ends_complete(service: Listening) -> None:
+async def test_odd_number_of_concurrent_toggles_completes_the_task(service: Listening) -> None:
     task = await service.create("alice")
     path = f"/api/tasks/{task['id']}"
     answers = await asyncio.gather(
@@ -172,10 +172,10 @@ async def test_odd_number_of_toggles_ends_complete(service: Listening) -> None:
     assert (await service.request("GET", path, "alice")).json() == seen[-1]
 
 
-async def test_updated_at_grows_with_every_concurrent_write_after_the_clock_stepped_back(
+async def test_updated_at_grows_with_every_write_after_the_clock_stepped_back(
     service: Listening, sql: psycopg.Connection
 ) -> None:
-    """The last write was stamped by a clock that ran a day ahead."""
+    """The last `updated_at` came from a clock that was a day ahead."""
     task = await service.create("alice")
     sql.execute("UPDATE tasks SET updated_at = now() + interval '1 day'")
     path = f"/api/tasks/{task['id']}"
@@ -193,7 +193,7 @@ async def test_updated_at_grows_with_every_concurrent_write_after_the_clock_step
 
 
 async def test_deleted_task_never_comes_back(service: Listening, sql: psycopg.Connection) -> None:
-    """Of many who delete it one is told so, and no write that begins after that succeeds."""
+    """Only one of several deletions gets 204, and later writes get 404."""
     for _ in range(10):
         task = await service.create("alice")
         path = f"/api/tasks/{task['id']}"
@@ -226,7 +226,7 @@ async def test_deleted_task_never_comes_back(service: Listening, sql: psycopg.Co
     assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (0,)
 
 
-async def test_concurrent_creations_are_distinct_and_listed_after_their_own_answer(
+async def test_concurrent_creations_get_distinct_ids_and_appear_in_the_list(
     service: Listening, sql: psycopg.Connection
 ) -> None:
     async def create_and_look(number: int) -> int:
@@ -246,7 +246,7 @@ async def test_concurrent_creations_are_distinct_and_listed_after_their_own_answ
 
 
 def seed(sql: psycopg.Connection, users: int, tasks: int) -> dict[str, list[int]]:
-    """Give every user so many tasks, each with his name in it; return the ids."""
+    """Insert users with tasks that have the user's name in the title, and return the ids."""
     sql.execute(
         "INSERT INTO users (id, version) SELECT 'user ' || n, 1 FROM generate_series(1, %s) n",
         [users],
@@ -265,7 +265,7 @@ def seed(sql: psycopg.Connection, users: int, tasks: int) -> dict[str, list[int]
 async def hang_up_now_and_then(
     draw: random.Random, request: asyncio.Task[httpx2.Response]
 ) -> httpx2.Response | None:
-    """Wait for the answer, or for a few steps of the event loop only."""
+    """Wait for the answer, or cancel the request after a few steps of the event loop."""
     if draw.random() < 0.3:
         for _ in range(draw.randrange(1, 40)):
             await asyncio.sleep(0)
@@ -276,10 +276,10 @@ async def hang_up_now_and_then(
         return None
 
 
-async def test_clients_that_hang_up_leave_the_pool_whole_and_nobody_elses_rows(
+async def test_clients_that_hang_up_leak_neither_connections_nor_rows(
     database_url: str, sql: psycopg.Connection
 ) -> None:
-    """64 users with 64 tasks each share two connections, and a third of the requests is cut."""
+    """64 users with 64 tasks each share two connections, and hang up on a third of the requests."""
     owned = seed(sql, 64, 64)
     draw = random.Random(SEED)  # noqa: S311
     cut: list[str] = []
@@ -313,7 +313,7 @@ async def test_clients_that_hang_up_leave_the_pool_whole_and_nobody_elses_rows(
 
 
 def assert_own(answer: httpx2.Response, user: str) -> None:
-    """Check that every task in the answer is the user's."""
+    """Check that every task in the answer belongs to the user."""
     said = answer.json()
     tasks: Iterable[dict[str, Any]] = said if isinstance(said, list) else [said]
     assert {(each["user_id"], each["title"]) for each in tasks} == {(user, f"of {user}")}
@@ -329,7 +329,9 @@ WHO = Statement(
 )
 
 
-async def test_cancelled_statements_leave_no_owner_on_a_connection(database_url: str) -> None:
+async def test_cancelled_statement_does_not_leave_its_owner_on_the_connection(
+    database_url: str,
+) -> None:
     database = Database(database_url, settings(pool_size=2, pool_timeout=30))
     await database.open()
     draw = random.Random(SEED)  # noqa: S311
@@ -356,10 +358,10 @@ async def test_cancelled_statements_leave_no_owner_on_a_connection(database_url:
     database.close()
 
 
-async def test_replica_that_shuts_down_loses_no_acknowledged_write(
+async def test_replica_keeps_every_acknowledged_write_when_it_shuts_down(
     database_url: str, sql: psycopg.Connection
 ) -> None:
-    """Two replicas, one history: clients of the one that ends go over to the other."""
+    """Two replicas share one history. Clients of the stopped replica move to the other."""
     created: list[int] = []
     async with listening(database_url) as leaving, listening(database_url) as staying:
         register = Register(await staying.create("alice", title="first"))

@@ -1,4 +1,4 @@
-"""What every response has in common, and what HTTP asks for beside the operations."""
+"""Properties of all responses, and HTTP rules for all routes."""
 
 import json
 from itertools import product
@@ -15,8 +15,8 @@ from todo_api.tasks.owned_tasks import OwnedTasks
 ALLOW = {
     "/api/tasks": "GET, HEAD, OPTIONS, POST",
     "/api/alice/tasks": "GET, HEAD, OPTIONS, POST",
-    "/api/tasks/1": "DELETE, GET, HEAD, OPTIONS, PUT",
-    "/api/alice/tasks/1": "DELETE, GET, HEAD, OPTIONS, PUT",
+    "/api/tasks/1": "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
+    "/api/alice/tasks/1": "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
     "/api/tasks/1/complete": "OPTIONS, PATCH",
     "/api/alice/tasks/1/complete": "OPTIONS, PATCH",
     "/api/tasks/1/status": "OPTIONS, PATCH",
@@ -30,7 +30,7 @@ ALLOW = {
 
 
 @pytest.mark.parametrize(("path", "allow"), ALLOW.items())
-async def test_wrong_verb_is_405_with_allow_and_without_a_token(
+async def test_wrong_method_gets_405_with_allow_before_authentication(
     service: Service, path: str, allow: str
 ) -> None:
     for verb in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "FOO", "CONNECT"):
@@ -53,7 +53,7 @@ UNKNOWN_PATHS = [
 ]
 
 
-async def test_unknown_path_is_404_without_a_token(
+async def test_unknown_path_gets_404_before_authentication(
     service: Service, subtests: pytest.Subtests
 ) -> None:
     for path, verb in product(UNKNOWN_PATHS, ("GET", "POST", "DELETE")):
@@ -66,16 +66,16 @@ async def test_unknown_path_is_404_without_a_token(
             assert "location" not in response.headers
 
 
-async def test_path_of_both_families_is_token_scoped(service: Service) -> None:
-    """`/api/tasks/tasks` is the task with the id `tasks`, whatever the verb."""
+async def test_path_that_fits_both_families_is_token_scoped(service: Service) -> None:
+    """`/api/tasks/tasks` is the task with the id `tasks`, with any method."""
     response = await service.request("GET", "/api/tasks/tasks", "tasks")
     assert (response.status_code, response.json()["error"]) == (400, "Invalid task ID")
     post = await service.request("POST", "/api/tasks/tasks", "tasks", json={"title": "x"})
     assert post.status_code == 405
-    assert post.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PUT"
+    assert post.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"
 
 
-async def test_head_is_get_without_the_body(service: Service) -> None:
+async def test_head_answers_like_get_without_the_body(service: Service) -> None:
     task = await service.create("alice")
     paths = ["/api/tasks", "/api/alice/tasks", f"/api/tasks/{task['id']}", "/api/tasks/999"]
     for path in [*paths, "/health", "/livez", "/readyz", "/docs", "/openapi.json", "/none"]:
@@ -95,7 +95,7 @@ async def test_head_is_get_without_the_body(service: Service) -> None:
         ("/readyz", {"status": "ready"}),
     ],
 )
-async def test_health_is_public_and_costs_no_query(
+async def test_health_check_needs_neither_token_nor_query(
     service: Service, path: str, body: object
 ) -> None:
     response = await service.request("GET", path)
@@ -103,8 +103,8 @@ async def test_health_is_public_and_costs_no_query(
     assert service.wire.round_trips == 0
 
 
-async def test_order_of_answers(service: Service) -> None:
-    """401 before 403 before 400, 413 and 415 before 404."""
+async def test_errors_come_in_a_fixed_order(service: Service) -> None:
+    """401 comes first, then 403, then 400, 413 and 415, then 404."""
     bad: dict[str, Any] = {"content": b"{", "headers": {"Content-Type": "text/plain"}}
     assert (await service.request("POST", "/api/alice/tasks", **bad)).status_code == 401
     assert (await service.request("POST", "/api/alice/tasks", "bob", **bad)).status_code == 403
@@ -119,7 +119,7 @@ async def test_order_of_answers(service: Service) -> None:
 
 
 @pytest.mark.parametrize("sent", ["abc", "A-Z_0.9", "x" * 128])
-async def test_harmless_request_id_is_kept(service: Service, sent: str) -> None:
+async def test_service_keeps_a_valid_request_id(service: Service, sent: str) -> None:
     for path in ("/health", "/none", "/api/tasks"):
         response = await service.request("GET", path, headers={"X-Request-ID": sent})
         assert response.headers["x-request-id"] == sent
@@ -128,7 +128,7 @@ async def test_harmless_request_id_is_kept(service: Service, sent: str) -> None:
 @pytest.mark.parametrize(
     "sent", ["", "a b", "x" * 129, "a\tb", "<x>", "é".encode().decode("latin-1")]
 )
-async def test_other_request_id_is_replaced(service: Service, sent: str) -> None:
+async def test_service_replaces_an_invalid_request_id(service: Service, sent: str) -> None:
     headers = [("X-Request-ID", sent.encode("latin-1"))]
     response = await service.request("GET", "/health", headers=headers)  # type: ignore[arg-type]
     assert response.headers["x-request-id"] != sent
@@ -166,12 +166,12 @@ async def test_errors_of_every_layer_carry_cors_headers(
 
 
 @pytest.mark.parametrize("origin", ["http://localhost:3001", "null", "https://localhost:3000", ""])
-async def test_other_origin_gets_no_cors_header(service: Service, origin: str) -> None:
+async def test_unlisted_origin_does_not_get_cors_headers(service: Service, origin: str) -> None:
     response = await service.request("GET", "/health", headers={"Origin": origin})
     assert "access-control-allow-origin" not in response.headers
 
 
-async def test_preflight_of_the_front_end(service: Service) -> None:
+async def test_preflight_allows_the_requests_of_the_front_end(service: Service) -> None:
     for verb in ("GET", "POST", "PUT", "PATCH", "DELETE"):
         response = await service.request(
             "OPTIONS",
@@ -197,7 +197,7 @@ async def test_preflight_of_the_front_end(service: Service) -> None:
         (ORIGIN, "GET", "x-evil", "headers"),
     ],
 )
-async def test_refused_preflight_is_an_error_like_any_other(
+async def test_refused_preflight_has_the_error_shape(
     service: Service, origin: str, verb: str, headers: str, what: str
 ) -> None:
     response = await service.request(
@@ -216,7 +216,7 @@ async def test_refused_preflight_is_an_error_like_any_other(
     assert ("access-control-allow-origin" in response.headers) is (origin == ORIGIN)
 
 
-async def test_documentation_loads_nothing_from_another_host(service: Service) -> None:
+async def test_docs_page_does_not_load_files_from_other_hosts(service: Service) -> None:
     page = await service.request("GET", "/docs")
     assert page.status_code == 200
     assert "//" not in page.text.replace(
@@ -245,6 +245,7 @@ async def test_openapi_document_describes_the_contract(service: Service) -> None
         "delete_{}task",
         "complete_{}task",
         "set_{}task_status",
+        "patch_{}task",
         "delete_{}account",
     )
     assert set(operations) == {name.format(family) for name in verbs for family in ("", "user_")}
@@ -255,15 +256,17 @@ async def test_openapi_document_describes_the_contract(service: Service) -> None
     assert "ValidationError" not in text
 
 
-async def test_answers_are_not_cached_or_sniffed(service: Service) -> None:
+async def test_response_headers_forbid_caching_and_sniffing(service: Service) -> None:
     response = await service.request("GET", "/api/tasks", "alice")
-    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["cache-control"] == "private, no-cache"
+    created = await service.request("POST", "/api/tasks", "alice", json={"title": "x"})
+    assert created.headers["cache-control"] == "no-store"
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["content-type"] == "application/json"
 
 
 @pytest.mark.parametrize("field", [(b"x-a", b"1\r\nset-cookie: a"), (b"x-a\nb", b"1")])
-async def test_no_header_field_can_end_early(
+async def test_server_does_not_send_a_header_with_a_line_break(
     database_url: str, monkeypatch: pytest.MonkeyPatch, field: tuple[bytes, bytes]
 ) -> None:
     async with listening(database_url) as service:

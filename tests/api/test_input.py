@@ -1,4 +1,4 @@
-"""What a body may be: strict where a lenient parser loses meaning."""
+"""Validation of bodies. Ambiguous JSON is refused."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ MAXIMUM = 131_072
 
 
 async def put_and_post(service: Service, body: bytes, headers: dict[str, str] | None = None) -> Any:
-    """Send a body to both routes that take one, and see it refused alike and without effect."""
+    """Send a wrong body with POST and PUT. Check that both have one status and change nothing."""
     task = await service.create("alice")
     before = (await service.request("GET", "/api/tasks", "alice")).json()
     post = await service.request(
@@ -60,7 +60,7 @@ NOT_STRICT_JSON = {
 }
 
 
-async def test_body_that_is_not_strict_json_is_refused(
+async def test_service_refuses_a_body_that_is_not_strict_json(
     service: Service, subtests: pytest.Subtests
 ) -> None:
     for name, body in NOT_STRICT_JSON.items():
@@ -73,7 +73,7 @@ async def test_body_that_is_not_strict_json_is_refused(
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"a"', b"1", b"true", b"[{}]"])
-async def test_body_that_is_no_object_is_refused(service: Service, body: bytes) -> None:
+async def test_service_refuses_a_body_that_is_not_an_object(service: Service, body: bytes) -> None:
     response = await put_and_post(service, body)
     assert (response.status_code, response.json()) == (
         400,
@@ -82,7 +82,7 @@ async def test_body_that_is_no_object_is_refused(service: Service, body: bytes) 
 
 
 def some(*values: Any) -> tuple[Any, ...]:
-    """Values of any type."""
+    """Return values of any type as a tuple."""
     return values
 
 
@@ -190,7 +190,7 @@ async def test_wrong_fields_are_all_named(service: Service, subtests: pytest.Sub
         *(b'"a\\u0000"', b'["\\u0000"]', b'{"\\u0000": 1}'),
     ],
 )
-async def test_value_that_parsers_read_differently_is_refused_in_an_ignored_member(
+async def test_service_refuses_ambiguous_values_even_in_ignored_members(
     service: Service, ignored: bytes
 ) -> None:
     response = await put_and_post(service, b'{"title": "a", "id": ' + ignored + b"}")
@@ -203,7 +203,7 @@ async def test_value_that_parsers_read_differently_is_refused_in_an_ignored_memb
 
 
 @pytest.mark.parametrize("title", [None, "", "   ", "\u00a0\u3000\t\n", "\x1c\x85\u2028"])
-async def test_blank_title(service: Service, title: object) -> None:
+async def test_service_refuses_a_blank_title(service: Service, title: object) -> None:
     task = await service.create("alice")
     body = {"title": title, "description": "x"}
     post = await service.request("POST", "/api/tasks", "alice", json=body)
@@ -214,14 +214,14 @@ async def test_blank_title(service: Service, title: object) -> None:
     assert put.json()["codes"] == {"title": "blank"}
 
 
-async def test_missing_title(service: Service) -> None:
+async def test_service_refuses_a_missing_title(service: Service) -> None:
     message = "Title is required"
     for body in ({}, {"description": "x"}, {"id": 1}):
         response = await service.request("POST", "/api/tasks", "alice", json=body)
         assert response.json() == invalid_fields({"title": message}, {"title": "required"})
 
 
-async def test_put_without_a_writable_field(service: Service) -> None:
+async def test_service_refuses_a_put_without_a_writable_field(service: Service) -> None:
     task = await service.create("alice")
     for body in ({}, {"id": 1, "user_id": "x", "created_at": None, "updated_at": []}):
         response = await service.request("PUT", f"/api/tasks/{task['id']}", "alice", json=body)
@@ -248,7 +248,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-async def test_text_comes_back_as_sent(
+async def test_service_returns_text_unchanged(
     service: Service, sql: psycopg.Connection, text: str
 ) -> None:
     title = text.strip()
@@ -264,7 +264,7 @@ async def test_text_comes_back_as_sent(
         assert row.fetchone() == (title, text)
 
 
-async def test_longest_values_are_accepted(service: Service) -> None:
+async def test_service_accepts_the_longest_values(service: Service) -> None:
     task = await service.create("alice", title=" " + "😀" * 255 + " ", description="😀" * 5000)
     assert (len(task["title"]), len(task["description"])) == (255, 5000)
 
@@ -317,7 +317,7 @@ NO_DUE_DATES: list[object] = [
 ]
 
 
-async def test_due_date_in_another_form_is_refused(
+async def test_service_refuses_a_due_date_in_another_format(
     service: Service, subtests: pytest.Subtests
 ) -> None:
     for due_date in NO_DUE_DATES:
@@ -327,7 +327,7 @@ async def test_due_date_in_another_form_is_refused(
             assert list(response.json()["fields"]) == ["due_date"]
 
 
-async def test_body_at_the_limit_and_over_it(service: Service) -> None:
+async def test_service_accepts_a_body_up_to_the_limit_only(service: Service) -> None:
     start, end = b'{"title": "x", "id": "', b'"}'
     for extra, status in ((0, 201), (1, 413)):
         body = start + b"x" * (MAXIMUM - len(start) - len(end) + extra) + end
@@ -336,7 +336,7 @@ async def test_body_at_the_limit_and_over_it(service: Service) -> None:
     assert response.json() == problem("body_too_large", "Body must be 131072 bytes or less")
 
 
-async def test_body_of_unknown_length_is_read_no_further_than_the_limit(service: Service) -> None:
+async def test_service_refuses_a_chunked_body_over_the_limit(service: Service) -> None:
     sent = 0
 
     async def endless() -> Any:
@@ -359,7 +359,9 @@ async def test_body_of_unknown_length_is_read_no_further_than_the_limit(service:
         "application/json; CHARSET=UTF-16",
     ],
 )
-async def test_other_media_type_is_refused(service: Service, content_type: str | None) -> None:
+async def test_service_refuses_other_media_types(
+    service: Service, content_type: str | None
+) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type}
     response = await put_and_post(service, b'{"title": "x"}', headers=headers or {"X-None": "1"})
     assert (response.status_code, response.json()) == (
@@ -374,7 +376,7 @@ async def test_other_media_type_is_refused(service: Service, content_type: str |
         *('application/json;charset="UTF-8"', "application/json; charset=utf8; profile=x"),
     ],
 )
-async def test_json_media_type_is_accepted(service: Service, content_type: str) -> None:
+async def test_service_accepts_the_json_media_type(service: Service, content_type: str) -> None:
     response = await service.request(
         "POST",
         "/api/tasks",
@@ -385,7 +387,7 @@ async def test_json_media_type_is_accepted(service: Service, content_type: str) 
     assert response.status_code == 201
 
 
-async def test_two_media_types_are_refused(service: Service) -> None:
+async def test_service_refuses_two_content_type_headers(service: Service) -> None:
     response = await service.request(
         "POST",
         "/api/tasks",
@@ -398,7 +400,7 @@ async def test_two_media_types_are_refused(service: Service) -> None:
     )
 
 
-async def test_compressed_body_is_refused(service: Service) -> None:
+async def test_service_refuses_a_compressed_body(service: Service) -> None:
     response = await service.request(
         "POST",
         "/api/tasks",
@@ -409,7 +411,7 @@ async def test_compressed_body_is_refused(service: Service) -> None:
     assert response.status_code == 415
 
 
-async def test_ten_thousand_members_are_refused(service: Service) -> None:
+async def test_service_refuses_ten_thousand_members(service: Service) -> None:
     body = json.dumps({f"x{n}": 0 for n in range(10_000)}).encode()
     response = await put_and_post(service, body[:MAXIMUM] if len(body) > MAXIMUM else body)
     assert response.status_code in {400, 413}

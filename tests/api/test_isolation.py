@@ -1,4 +1,4 @@
-"""Every user sees their own tasks and nothing else, ever."""
+"""Every user sees only their own tasks."""
 
 import re
 from dataclasses import replace
@@ -25,10 +25,11 @@ OPERATIONS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("PUT", "/tasks/{id}"): {"title": "stolen"},
     ("DELETE", "/tasks/{id}"): None,
     ("PATCH", "/tasks/{id}/complete"): {"completed": True},
+    ("PATCH", "/tasks/{id}"): {"title": "stolen"},
     ("PATCH", "/tasks/{id}/status"): {"status": "complete"},
     ("DELETE", "/account"): None,
 }
-"""Each operation and a body that it would accept."""
+"""Each operation, with a body that it accepts."""
 
 TWO_USER_CASES = [
     (verb, prefix + path, body)
@@ -46,7 +47,7 @@ def checksum(sql: psycopg.Connection, user: str) -> Any:
     return sql.execute(query, [user]).fetchone()
 
 
-def test_every_route_is_public_by_name_or_has_its_two_user_case() -> None:
+def test_every_route_is_public_or_has_a_two_user_case() -> None:
     app = create_app(support.settings(), "postgresql://")
     routes = {
         (verb.upper(), path)
@@ -58,10 +59,10 @@ def test_every_route_is_public_by_name_or_has_its_two_user_case() -> None:
 
 
 @pytest.mark.parametrize(("verb", "path", "body"), TWO_USER_CASES)
-async def test_another_users_task_is_not_found(
+async def test_user_gets_404_for_another_users_task(
     service: Service, sql: psycopg.Connection, verb: str, path: str, body: dict[str, Any] | None
 ) -> None:
-    """As mallory, with alice's task id: the same bytes as for an id that was never used."""
+    """For alice's task id, mallory gets the same bytes as for an unused id."""
     alices = await service.create("alice", title="secret")
     before = checksum(sql, "alice")
     answers = []
@@ -81,10 +82,10 @@ async def test_another_users_task_is_not_found(
 @pytest.mark.parametrize(
     ("verb", "path", "body"), [case for case in TWO_USER_CASES if "{user_id}" in case[1]]
 )
-async def test_another_users_path_is_forbidden(
+async def test_user_gets_403_for_another_users_path(
     service: Service, sql: psycopg.Connection, verb: str, path: str, body: dict[str, Any] | None
 ) -> None:
-    """Before the database and before the body: mallory learns nothing."""
+    """The 403 comes before the database and before the body, so mallory does not learn anything."""
     alices = await service.create("alice")
     before = checksum(sql, "alice")
     alices_path = path.format(user_id="alice", id=alices["id"])
@@ -103,7 +104,7 @@ async def test_another_users_path_is_forbidden(
     "user_id",
     ["%2F", "a%2Fb", "..", "%2e%2e", ";", "%00", "%0d%0aX-A:%20b", "alice%00", "ALICE", "alice%20"],
 )
-async def test_odd_user_id_is_forbidden_or_not_found(service: Service, user_id: str) -> None:
+async def test_odd_user_id_gets_403_or_404(service: Service, user_id: str) -> None:
     response = await service.request("GET", f"/api/{user_id}/tasks", "alice")
     assert response.status_code in {403, 404}
 
@@ -115,7 +116,7 @@ async def test_odd_user_id_is_forbidden_or_not_found(service: Service, user_id: 
         *("X-HTTP-Method-Override", "X-Forwarded-For", "Forwarded"),
     ],
 )
-async def test_headers_do_not_change_who_or_what(service: Service, header: str) -> None:
+async def test_header_changes_neither_the_user_nor_the_path(service: Service, header: str) -> None:
     task = await service.create("alice")
     headers = {header: "/api/alice/tasks" if "URL" in header else "alice", "Host": "x/api/alice"}
     response = await service.request("GET", "/api/tasks", "mallory", headers=headers)
@@ -123,7 +124,9 @@ async def test_headers_do_not_change_who_or_what(service: Service, header: str) 
     assert (await service.request("GET", f"/api/tasks/{task['id']}", "alice")).json() == task
 
 
-async def test_owner_in_a_body_is_ignored(service: Service, sql: psycopg.Connection) -> None:
+async def test_service_ignores_an_owner_in_the_body(
+    service: Service, sql: psycopg.Connection
+) -> None:
     body = {"title": "x", "user_id": "alice", "id": 5, "created_at": "1999-01-01T00:00:00Z"}
     created = (await service.request("POST", "/api/tasks", "mallory", json=body)).json()
     path = f"/api/tasks/{created['id']}"
@@ -133,6 +136,7 @@ async def test_owner_in_a_body_is_ignored(service: Service, sql: psycopg.Connect
     assert sql.execute("SELECT user_id, id FROM tasks").fetchall() == [("mallory", created["id"])]
 
 
+IF_MATCH = statements.Terms(if_match=True)
 OWNER = rb"\$\d+::VARCHAR"
 OWNER_PREDICATE = re.compile(
     rb"(?:\w+\.user_id|users\.id) = (" + OWNER + rb")"
@@ -141,7 +145,7 @@ OWNER_PREDICATE = re.compile(
 
 
 def without_owner_predicate(statement: Statement) -> Statement:
-    """Forget the first lock: the statement that a careless change would leave."""
+    """Return a statement without the owner in its WHERE, as after a careless change."""
     sql = OWNER_PREDICATE.sub(
         lambda found: (found[1] or found[2] + b"::bytea") + b" IS NOT NULL", statement.sql
     )
@@ -149,17 +153,17 @@ def without_owner_predicate(statement: Statement) -> Statement:
 
 
 class CarelessStatements:
-    """The module `statements`, except that its statements do not name the owner."""
+    """The module `statements`, but its statements do not name the owner."""
 
     def __init__(self) -> None:
         self.stripped: list[bool] = []
-        """Whether each statement named the owner before."""
+        """For each statement, True if the owner was removed from it."""
 
     def __getattr__(self, name: str) -> Any:
         make = getattr(statements, name)
 
-        def make_careless(*arguments: Any) -> Any:
-            made = make(*arguments)
+        def make_careless(*arguments: Any, **options: Any) -> Any:
+            made = make(*arguments, **options)
             if not isinstance(made, Statement):
                 return made
             careless = without_owner_predicate(made)
@@ -171,7 +175,7 @@ class CarelessStatements:
 
 @pytest.mark.parametrize(("verb", "path", "body"), TWO_USER_CASES)
 @pytest.mark.parametrize("row_security", [True, False])
-async def test_row_security_holds_where_a_statement_forgets_the_owner(
+async def test_row_security_protects_tasks_if_a_statement_forgets_the_owner(
     database_url: str,
     short_folder: Path,
     sql: psycopg.Connection,
@@ -181,7 +185,7 @@ async def test_row_security_holds_where_a_statement_forgets_the_owner(
     body: dict[str, Any] | None,
     row_security: bool,
 ) -> None:
-    """With the second lock nothing leaks; without it the same statement does."""
+    """The same statement leaks rows only if row security is off."""
     careless = CarelessStatements()
     async with running_service(database_url, short_folder, row_security=row_security) as service:
         alices = await service.create("alice", title="secret")
@@ -199,7 +203,7 @@ async def test_row_security_holds_where_a_statement_forgets_the_owner(
         assert answer.status_code == (404 if "{id}" in path else 204 if verb == "DELETE" else 200)
 
 
-async def test_row_security_holds_where_an_erasure_forgets_whose_tombstones_go(
+async def test_row_security_protects_tombstones_if_an_erasure_forgets_the_owner(
     service: Service, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = await service.create("alice")
@@ -217,29 +221,37 @@ async def test_row_security_holds_where_an_erasure_forgets_whose_tombstones_go(
 
 
 async def test_every_statement_names_the_owner() -> None:
-    """Once for each table that it reads or changes by owner; an INSERT has the owner as value."""
+    """Once for each table that it reads or changes by owner. An INSERT has the owner as a value."""
+    keyed = statements.Terms(keyed=True)
     writes = {
         statements.add_task(): 1,
+        statements.add_task(keyed): 3,
+        statements.toggle_task(keyed): 4,
+        statements.remove_task(keyed): 4,
+        statements.forget_answer(): 1,
+        statements.forget_answers(): 2,
         statements.toggle_task(): 2,
+        statements.toggle_task(IF_MATCH): 2,
         statements.remove_task(): 2,
+        statements.remove_task(IF_MATCH): 2,
         statements.forget_tombstones(): 3,
         **{statements.change_task(frozenset({name})): 2 for name in WRITABLE},
         **dict.fromkeys((*statements.erase_owner().first[1:], statements.erase_owner()), 1),
     }
     for statement, tables in writes.items():
         assert len(OWNER_PREDICATE.findall(statement.sql)) == tables, statement.sql
-    every = [
-        statements.get_task(),
-        statements.void_token(),
-        *(
-            statements.list_tasks(status, sort, order)
+    reads = {
+        statements.get_task(): 1,
+        statements.why_not_written(): 2,
+        **{
+            statements.list_tasks(status, sort, order): 2
             for status in ("complete", "incomplete", None)
             for sort in ("created", "updated", "title", "due_date", "priority")
             for order in ("asc", "desc", None)
-        ),
-    ]
-    for statement in every:
-        assert len(OWNER_PREDICATE.findall(statement.sql)) == 1
+        },
+    }
+    for statement, tables in reads.items():
+        assert len(OWNER_PREDICATE.findall(statement.sql)) == tables
         assert b" OR tasks.user_id" not in statement.sql
     assert b"INSERT INTO tasks (user_id" in statements.add_task().sql
     assert statements.add_task().parameters[0] == "owner"

@@ -1,4 +1,4 @@
-"""How much is taken on at once, and for how long: what is over it is 503, and nothing leaks."""
+"""Limits on requests in flight and on their time: excess requests get 503, and nothing leaks."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ async def wire(database_url: str, short_folder: Path) -> AsyncIterator[Wire]:
 
 @pytest.fixture
 async def small(wire: Wire) -> AsyncIterator[Listening]:
-    """The service, with a limit of three at once."""
+    """Yield the service with three slots."""
     limits = {"pool_size": FULL + 1, "max_in_flight": FULL, "pool_timeout": 0.1, "lock_timeout": 30}
     async with listening(wire.url, **limits) as service:
         yield service
@@ -48,7 +48,7 @@ async def small(wire: Wire) -> AsyncIterator[Listening]:
 
 @pytest.fixture
 async def hasty(wire: Wire) -> AsyncIterator[Listening]:
-    """The service, with less time for a request than the database has for a statement."""
+    """Yield the service with a request deadline shorter than that of a statement."""
     times = {"request_timeout": 0.3, "statement_timeout": 1, "lock_timeout": 30}
     async with listening(wire.url, pool_size=2, **times) as service:
         yield service
@@ -56,7 +56,7 @@ async def hasty(wire: Wire) -> AsyncIterator[Listening]:
 
 @contextmanager
 def held(sql: psycopg.Connection) -> Iterator[psycopg.Connection]:
-    """Let every change of a task wait until the transaction ends."""
+    """Lock every task, so that changes wait until the transaction ends."""
     with psycopg.connect(sql.info.dsn) as holder:
         holder.execute("SELECT FROM tasks FOR UPDATE")
         yield holder
@@ -64,14 +64,14 @@ def held(sql: psycopg.Connection) -> Iterator[psycopg.Connection]:
 
 
 def in_flight(service: Listening) -> int:
-    """Return what the service itself counts."""
+    """Return the number of requests that hold a slot."""
     app: Any = service._running.config.loaded_app
     counted: int = app.limits.in_flight
     return counted
 
 
-def at_the_door(service: Listening) -> int:
-    """Return how many wait for a place."""
+def waiters(service: Listening) -> int:
+    """Return the number of requests that wait for a slot."""
     app: Any = service._running.config.loaded_app
     counted: int = app.limits._limiter.waiting
     return counted
@@ -100,7 +100,7 @@ def assert_is_busy(answer: httpx2.Response, code: str) -> None:
     assert "Origin" in answer.headers["vary"]
 
 
-async def test_what_is_over_the_limit_is_refused_before_the_database(
+async def test_excess_request_is_refused_before_the_database(
     small: Listening, wire: Wire, sql: psycopg.Connection
 ) -> None:
     task = await small.create("alice")
@@ -120,7 +120,7 @@ async def test_what_is_over_the_limit_is_refused_before_the_database(
     assert (await small.request("GET", "/api/tasks", "alice")).status_code == 200
 
 
-async def test_burst_is_served_whole_the_newest_first(
+async def test_burst_is_served_completely_in_lifo_order(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     values = {"max_in_flight": 1, "pool_timeout": 30, "lock_timeout": 30}
@@ -140,24 +140,24 @@ async def test_burst_is_served_whole_the_newest_first(
             burst = []
             for number in range(20):
                 burst.append(asyncio.create_task(add(number)))
-                await until(lambda: at_the_door(service) == len(burst))
+                await until(lambda: waiters(service) == len(burst))
             assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
             refused = await service.request("GET", "/api/tasks", "alice")
-            assert_is_busy(refused, "overloaded")  # at once: there is no place left to wait for one
+            assert_is_busy(refused, "overloaded")  # at once, because the queue is full
         assert await asyncio.gather(*burst) == [201] * 20
         assert (await blocked).status_code == 200
         assert order == list(reversed(range(20)))
-        assert (in_flight(service), at_the_door(service)) == (0, 0)
+        assert (in_flight(service), waiters(service)) == (0, 0)
         titles = sql.execute("SELECT title FROM tasks WHERE id <> %s ORDER BY id", [task["id"]])
         assert [int(title) for (title,) in titles] == order
 
 
-async def test_bodies_that_stall_take_nobodys_place(
+async def test_request_with_a_stalled_body_holds_no_slot(
     small: Listening, sql: psycopg.Connection
 ) -> None:
     fields = "Content-Type: application/json", "Content-Length: 14"
-    dawdlers = [await connect(small) for _ in range(5 * FULL)]
-    for _, writer in dawdlers:
+    slow_clients = [await connect(small) for _ in range(5 * FULL)]
+    for _, writer in slow_clients:
         writer.write(head("POST /api/tasks", *fields) + b'{"title"')
     for _ in range(10):
         assert (await small.request("GET", "/api/tasks", "bob")).status_code == 200
@@ -165,22 +165,20 @@ async def test_bodies_that_stall_take_nobodys_place(
     with held(sql):
         changes = [change(small, task) for _ in range(FULL)]
         await until(lambda: waiting(sql) == FULL)
-        reader, writer = dawdlers.pop()
+        reader, writer = slow_clients.pop()
         writer.write(b': "x"}')
         assert (await reader.readline()) == b"HTTP/1.1 503 Service Unavailable\r\n"
         writer.close()
     await asyncio.gather(*changes)
-    for reader, writer in dawdlers:
+    for reader, writer in slow_clients:
         writer.write(b': "x"}')
         assert (await reader.readline()) == b"HTTP/1.1 201 Created\r\n"
         writer.close()
-    assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (len(dawdlers) + 1,)
+    assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (len(slow_clients) + 1,)
     await until(lambda: in_flight(small) == 0)
 
 
-async def test_health_and_documents_are_answered_whatever_there_is_to_do(
-    small: Listening, sql: psycopg.Connection
-) -> None:
+async def test_health_and_documents_need_no_slot(small: Listening, sql: psycopg.Connection) -> None:
     task = await small.create("alice")
     preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET"}
     with held(sql):
@@ -197,7 +195,7 @@ async def test_health_and_documents_are_answered_whatever_there_is_to_do(
     await asyncio.gather(*changes)
 
 
-async def test_no_spelling_of_a_path_gets_around_the_limit(
+async def test_no_spelling_of_a_path_avoids_the_limit(
     small: Listening, sql: psycopg.Connection
 ) -> None:
     targets = {
@@ -227,7 +225,7 @@ async def test_no_spelling_of_a_path_gets_around_the_limit(
     await asyncio.gather(*changes)
 
 
-async def test_count_comes_back_after_every_answer(
+async def test_slot_is_released_after_every_answer(
     database_url: str, short_folder: Path, sql: psycopg.Connection
 ) -> None:
     requests: list[tuple[int, str, str, str | None, dict[str, Any]]] = [
@@ -257,7 +255,7 @@ async def test_count_comes_back_after_every_answer(
         assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
 
 
-async def test_count_comes_back_when_the_database_breaks_off(
+async def test_slot_is_released_when_the_database_disconnects(
     small: Listening, sql: psycopg.Connection
 ) -> None:
     task = await small.create("alice")
@@ -267,7 +265,7 @@ async def test_count_comes_back_when_the_database_breaks_off(
         before = backends(sql)
         terminate(sql)
         await until(lambda: before.isdisjoint(backends(sql)) and waiting(sql) == FULL)
-        terminate(sql)  # again: the first time was tried once more
+        terminate(sql)  # twice, because the service tries each statement twice
         answers = await asyncio.gather(*changes)
     assert {answer.status_code for answer in answers} == {500}
     assert in_flight(small) == 0
@@ -275,7 +273,7 @@ async def test_count_comes_back_when_the_database_breaks_off(
 
 
 @pytest.mark.parametrize("waits_for", ["the body", "a lock"])
-async def test_count_comes_back_when_clients_leave(
+async def test_slot_is_released_when_the_client_leaves(
     small: Listening, sql: psycopg.Connection, waits_for: str
 ) -> None:
     task = await small.create("alice")
@@ -294,9 +292,7 @@ async def test_count_comes_back_when_clients_leave(
     assert (await small.request("GET", "/api/tasks", "alice")).status_code == 200
 
 
-async def test_requests_behind_one_in_flight_do_not_count(
-    small: Listening, sql: psycopg.Connection
-) -> None:
+async def test_pipelined_requests_hold_no_slot(small: Listening, sql: psycopg.Connection) -> None:
     task = await small.create("alice")
     change_it = head(f"PATCH /api/tasks/{task['id']}/complete")
     with held(sql):
@@ -309,10 +305,10 @@ async def test_requests_behind_one_in_flight_do_not_count(
     assert answer.count(b"HTTP/1.1 200 OK") == 6
 
 
-async def test_frozen_database_is_answered_at_the_deadline(
+async def test_request_to_a_frozen_database_ends_at_the_deadline(
     hasty: Listening, wire: Wire, sql: psycopg.Connection
 ) -> None:
-    """It says nothing, and its own limit is longer. The pool gets over it by itself."""
+    """The database does not answer, and its own timeout is longer. The pool recovers."""
     task = await hasty.create("alice")
     wire.frozen = True
     with capture_logs() as log:
@@ -321,7 +317,7 @@ async def test_frozen_database_is_answered_at_the_deadline(
             for verb, path, body in (
                 ("GET", "/api/tasks", None),
                 ("PUT", f"/api/tasks/{task['id']}", {"title": "y"}),
-                ("GET", "/api/tasks", None),  # no connection is left: this one waits in the pool
+                ("GET", "/api/tasks", None),  # waits in the pool, because no connection is left
             )
         ]
     for answer in answers:
@@ -334,7 +330,7 @@ async def test_frozen_database_is_answered_at_the_deadline(
 
 
 def wire_is_free(service: Listening) -> bool:
-    """Tell whether no connection waits for an answer that has been swallowed."""
+    """Tell whether no connection waits for a lost answer."""
     app: Any = service._running.config.loaded_app
     opener: Any
     (opener,) = {route.open for route in app.routes if isinstance(route, PrivateRoute)}
@@ -342,7 +338,7 @@ def wire_is_free(service: Listening) -> bool:
     return levels["pool_busy"] == 0
 
 
-async def test_body_that_stalls_is_answered_at_the_deadline(
+async def test_stalled_body_is_answered_at_the_deadline(
     hasty: Listening, sql: psycopg.Connection
 ) -> None:
     fields = "Content-Type: application/json", "Content-Length: 14"
@@ -362,10 +358,10 @@ async def test_body_that_stalls_is_answered_at_the_deadline(
     assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (0,)
 
 
-async def test_deadline_leaves_a_wait_for_a_lock_alone_with_its_connection(
+async def test_connection_that_waits_for_a_lock_outlives_the_deadline(
     hasty: Listening, sql: psycopg.Connection
 ) -> None:
-    """The connection comes back when the database is done with it, and not before."""
+    """The pool gets the connection back when the statement has ended."""
     task = await hasty.create("alice")
     with held(sql):
         for answer in await asyncio.gather(*(change(hasty, task) for _ in range(2))):
@@ -375,7 +371,7 @@ async def test_deadline_leaves_a_wait_for_a_lock_alone_with_its_connection(
 
 
 async def assert_pool_is_whole_in_time(service: Listening, sql: psycopg.Connection) -> None:
-    """Check both connections with reads: `assert_pool_is_whole` needs longer than the deadline."""
+    """Check both connections with reads, because `assert_pool_is_whole` takes too long."""
     await until(lambda: wire_is_free(service))
     for _ in range(3):
         answers = await asyncio.gather(
@@ -385,7 +381,7 @@ async def assert_pool_is_whole_in_time(service: Listening, sql: psycopg.Connecti
     assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
 
 
-async def test_end_of_the_program_is_not_taken_for_a_deadline(
+async def test_request_that_shutdown_cancels_is_not_a_timeout(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     times = {"request_timeout": 30, "lock_timeout": 30, "statement_timeout": 30}
@@ -434,7 +430,7 @@ async def test_cancellation_before_the_deadline_is_passed_on() -> None:
     assert limited.in_flight == 0
 
 
-async def test_deadline_leaves_no_cancellation_behind() -> None:
+async def test_deadline_leaves_no_pending_cancellation() -> None:
     limited = limits(asyncio.Event().wait, 0.01)  # type: ignore[arg-type]
     with pytest.raises(RequestTimeout):
         await ask(limited)
@@ -443,10 +439,10 @@ async def test_deadline_leaves_no_cancellation_behind() -> None:
     assert task.cancelling() == 0
 
 
-async def test_who_comes_back_to_the_door_is_counted_like_anybody(
+async def test_request_waits_for_a_new_slot_after_its_body(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("todo_api.http.limits.WAITING", 1)
+    monkeypatch.setattr("todo_api.http.limits.WAITERS_PER_SLOT", 1)
     body: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
     asks_for_its_body = asyncio.Event()
 
@@ -472,8 +468,8 @@ async def test_who_comes_back_to_the_door_is_counted_like_anybody(
     assert limited.in_flight == 0
 
 
-def test_deadline_is_known_on_the_loop_that_serves() -> None:
-    """uvloop rounds its clock and a timer's moment differently."""
+def test_deadline_is_recognized_on_uvloop() -> None:
+    """uvloop rounds the clock and the times of timers differently."""
 
     async def count_timeouts() -> int:
         limited = limits(asyncio.Event().wait, 0.007, maximum=1000)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Filtering and sorting a list."""
+"""Filters and sorts of a list."""
 
 from collections.abc import Callable
 from itertools import product
@@ -11,6 +11,10 @@ from support.problems import problem
 from support.service import Service
 from todo_api.tasks.fields import fold
 
+UNKNOWN = (
+    "Unknown query parameter. Allowed are status, sort, order, limit, cursor, count, q, priority,"
+    " due, due_from and due_before"
+)
 SORTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "created": ("desc", lambda task: task["created_at"]),
     "updated": ("desc", lambda task: task["updated_at"]),
@@ -24,7 +28,7 @@ SORTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
 
 
 def expected(tasks: list[dict[str, Any]], status: str, sort: str, order: str | None) -> list[int]:
-    """Return the ids in the order that the contract describes."""
+    """Return the ids in the order of the contract."""
     default, key = SORTS[sort]
     wanted = {"pending": "incomplete", "completed": "complete"}.get(status, status)
     chosen = [task for task in tasks if wanted in {"all", task["status"]}]
@@ -38,7 +42,7 @@ def expected(tasks: list[dict[str, Any]], status: str, sort: str, order: str | N
 
 @pytest.fixture
 async def tasks(service: Service, sql: psycopg.Connection) -> list[dict[str, Any]]:
-    """Tasks with ties and gaps in every key, and another user's between them."""
+    """Tasks with ties and nulls in the sort keys, and another user's tasks between them."""
     made = []
     values = product(
         ["b", "A", "ä"],
@@ -60,7 +64,7 @@ async def tasks(service: Service, sql: psycopg.Connection) -> list[dict[str, Any
     ]
 
 
-async def test_every_combination_is_a_total_order(
+async def test_every_combination_gives_a_total_order(
     service: Service, tasks: list[dict[str, Any]]
 ) -> None:
     statuses = ["all", "incomplete", "pending", "complete", "completed", None]
@@ -120,15 +124,16 @@ async def test_titles_stand_as_a_reader_expects_them(
             for value in ("", "ASC", "up")
         ),
         *(
-            (name, "Unknown query parameter. Allowed are status, sort and order")
+            (
+                name,
+                UNKNOWN,
+            )
             for name in (
-                "limit=1",
                 "user_id=bob",
                 "status[]=all",
                 "Status=all",
                 "x",
                 "=",
-                "q=%25",
                 "%00=1",
             )
         ),
@@ -136,7 +141,9 @@ async def test_titles_stand_as_a_reader_expects_them(
         ("sort=title&order=asc&sort=title", "The query parameter sort must be given at most once"),
     ],
 )
-async def test_wrong_parameter_is_refused(service: Service, query: str, message: str) -> None:
+async def test_service_refuses_a_wrong_parameter(
+    service: Service, query: str, message: str
+) -> None:
     response = await service.request(
         "GET",
         f"/api/tasks?{query}".encode("utf-8", "surrogatepass").decode("latin-1")
@@ -147,7 +154,7 @@ async def test_wrong_parameter_is_refused(service: Service, query: str, message:
     assert (response.status_code, response.json()) == (400, problem("invalid_parameter", message))
 
 
-async def test_very_many_parameters_are_refused(service: Service) -> None:
+async def test_service_refuses_very_many_parameters(service: Service) -> None:
     response = await service.request("GET", "/api/tasks?" + "a=1&" * 5000, "alice")
     assert response.status_code == 400
 
@@ -158,7 +165,7 @@ async def test_other_routes_ignore_parameters(service: Service) -> None:
     assert (response.status_code, response.json()) == (200, task)
 
 
-async def test_a_list_larger_than_the_sockets_buffer_is_whole(
+async def test_list_larger_than_the_socket_buffer_is_complete(
     service: Service, sql: psycopg.Connection
 ) -> None:
     await service.create("alice")

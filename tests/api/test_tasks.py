@@ -1,4 +1,4 @@
-"""The six operations, in both families of paths."""
+"""The six operations on tasks, in both families of paths."""
 
 from datetime import datetime
 from itertools import product
@@ -25,7 +25,7 @@ def moment(text: str) -> datetime:
 
 
 @FAMILIES
-async def test_create_answers_the_stored_task(
+async def test_create_returns_the_stored_task(
     service: Service, sql: psycopg.Connection, tasks: str
 ) -> None:
     response = await service.request("POST", tasks, "alice", json={"title": "  Buy groceries\t"})
@@ -58,7 +58,7 @@ async def test_create_answers_the_stored_task(
 
 
 @FAMILIES
-async def test_create_takes_every_writable_field(service: Service, tasks: str) -> None:
+async def test_create_accepts_every_writable_field(service: Service, tasks: str) -> None:
     given = {
         "title": "Pay rent",
         "description": "  kept\nas sent  ",
@@ -76,7 +76,7 @@ async def test_create_takes_every_writable_field(service: Service, tasks: str) -
     assert read_back.json() == task
 
 
-async def test_location_is_encoded_for_a_user_id_with_other_characters(service: Service) -> None:
+async def test_location_encodes_special_characters_of_the_user_id(service: Service) -> None:
     response = await service.request("POST", "/api/auth0%7Cä/tasks", "auth0|ä", json={"title": "x"})
     assert response.status_code == 201
     assert response.headers["location"].startswith("/api/auth0%7C%C3%A4/tasks/")
@@ -84,14 +84,14 @@ async def test_location_is_encoded_for_a_user_id_with_other_characters(service: 
     assert again.json() == response.json()
 
 
-async def test_user_id_with_a_slash_has_its_own_path(service: Service) -> None:
+async def test_user_id_with_a_slash_works_encoded_in_the_path(service: Service) -> None:
     response = await service.request("POST", "/api/a%2Fb/tasks", "a/b", json={"title": "x"})
     assert response.status_code == 201
     assert response.headers["location"].startswith("/api/a%2Fb/tasks/")
     assert (await service.request("GET", "/api/a/b/tasks", "a/b")).status_code == 404
 
 
-async def test_first_write_makes_the_user_and_later_ones_keep_him(
+async def test_first_write_creates_the_user_and_later_writes_keep_the_row(
     service: Service, sql: psycopg.Connection
 ) -> None:
     await service.request("GET", "/api/tasks", "alice")
@@ -105,7 +105,7 @@ async def test_first_write_makes_the_user_and_later_ones_keep_him(
 
 
 @pytest.mark.parametrize("email", [None, 5, ["a@b"], "a\0b", "x" * 400, ""])
-async def test_email_that_cannot_be_stored_is_left_out(
+async def test_service_does_not_store_an_invalid_email(
     service: Service, sql: psycopg.Connection, email: object
 ) -> None:
     response = await service.request(
@@ -115,7 +115,7 @@ async def test_email_that_cannot_be_stored_is_left_out(
     assert stored(sql, "users")[0]["email"] is None
 
 
-async def test_two_users_may_share_an_email(service: Service, sql: psycopg.Connection) -> None:
+async def test_two_users_can_share_an_email(service: Service, sql: psycopg.Connection) -> None:
     for user in ("alice", "bob"):
         headers = bearer(user, email="both@example.com")
         await service.request("POST", "/api/tasks", headers=headers, json={"title": "x"})
@@ -123,7 +123,7 @@ async def test_two_users_may_share_an_email(service: Service, sql: psycopg.Conne
 
 
 @FAMILIES
-async def test_get_one_and_all(service: Service, tasks: str) -> None:
+async def test_get_returns_one_task_or_all(service: Service, tasks: str) -> None:
     empty = await service.request("GET", tasks, "alice")
     assert (empty.status_code, empty.content) == (200, b"[]")
     first = await service.create("alice", title="first")
@@ -134,7 +134,7 @@ async def test_get_one_and_all(service: Service, tasks: str) -> None:
 
 
 @FAMILIES
-async def test_put_changes_what_is_present_and_keeps_the_rest(
+async def test_put_changes_only_the_given_fields(
     service: Service, sql: psycopg.Connection, tasks: str
 ) -> None:
     task = await service.create("alice", description="old", priority="low", due_date="2026-01-02")
@@ -159,13 +159,13 @@ async def test_put_changes_what_is_present_and_keeps_the_rest(
 
 
 @pytest.mark.parametrize("field", ["description", "priority", "due_date"])
-async def test_put_null_clears(service: Service, field: str) -> None:
+async def test_put_null_clears_a_field(service: Service, field: str) -> None:
     task = await service.create("alice", description="d", priority="low", due_date="2026-01-02")
     response = await service.request("PUT", f"/api/tasks/{task['id']}", "alice", json={field: None})
     assert response.json()[field] is None
 
 
-async def test_put_accepts_what_the_server_sent(service: Service) -> None:
+async def test_put_accepts_a_task_from_a_response(service: Service) -> None:
     task = await service.create("alice", description="d", status="complete")
     sent_back = {**task, "user_id": "bob", "id": 99, "title": "again"}
     response = await service.request("PUT", f"/api/tasks/{task['id']}", "alice", json=sent_back)
@@ -200,7 +200,9 @@ async def test_updated_at_grows_even_when_the_clock_steps_back(
 
 
 @FAMILIES
-async def test_delete_once(service: Service, sql: psycopg.Connection, tasks: str) -> None:
+async def test_delete_removes_a_task_once(
+    service: Service, sql: psycopg.Connection, tasks: str
+) -> None:
     kept = await service.create("alice")
     task = await service.create("alice")
     gone = await service.request("DELETE", f"{tasks}/{task['id']}", "alice")
@@ -215,7 +217,7 @@ async def test_delete_once(service: Service, sql: psycopg.Connection, tasks: str
     assert [row["id"] for row in stored(sql)] == [kept["id"]]
 
 
-async def test_user_scoped_complete_sets_and_repeats_without_change(service: Service) -> None:
+async def test_user_scoped_complete_is_idempotent(service: Service) -> None:
     task = await service.create("alice")
     path = f"/api/alice/tasks/{task['id']}/complete"
     first = (await service.request("PATCH", path, "alice")).json()
@@ -229,7 +231,7 @@ async def test_user_scoped_complete_sets_and_repeats_without_change(service: Ser
     assert undone["status"] == "incomplete"
 
 
-async def test_completed_at_is_when_the_status_last_became_complete(service: Service) -> None:
+async def test_completed_at_shows_when_the_status_last_became_complete(service: Service) -> None:
     task = await service.create("alice", status="complete")
     assert task["completed_at"] == task["created_at"]
     path = f"/api/tasks/{task['id']}"
@@ -301,7 +303,7 @@ NO_IDS = [
 
 
 @pytest.mark.parametrize("verb", ["GET", "PUT", "DELETE", "PATCH"])
-async def test_id_that_is_not_plain_decimal_is_refused(
+async def test_service_refuses_an_id_that_is_not_plain_decimal(
     service: Service, verb: str, subtests: pytest.Subtests
 ) -> None:
     tail = "/complete" if verb == "PATCH" else ""
@@ -316,7 +318,7 @@ async def test_id_that_is_not_plain_decimal_is_refused(
 
 
 @pytest.mark.parametrize("task_id", ["2147483648", "9223372036854775807"])
-async def test_id_in_range_that_is_unused_is_not_found(service: Service, task_id: str) -> None:
+async def test_unused_id_in_range_gets_404(service: Service, task_id: str) -> None:
     response = await service.request("GET", f"/api/tasks/{task_id}", "alice")
     assert (response.status_code, response.json()) == (
         404,

@@ -1,4 +1,4 @@
-"""The rules of the design, as tests: what is only written down drifts."""
+"""The rules of the design as tests, because code drifts from rules without tests."""
 
 import ast
 import re
@@ -18,7 +18,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
-    "settings": {"errors"},
+    "env_file": {"errors"},
+    "settings": {"env_file", "errors"},
     "limiter": {"errors"},
     "request_context": {"errors"},
     "database": {"limiter", "settings", "errors"},
@@ -41,7 +42,7 @@ LAYERS: dict[str, set[str]] = {
         "errors",
     },
 }
-"""What each part may import of ours, beside itself."""
+"""The parts of our code that each part may import, besides itself."""
 
 
 def part(module: Path) -> str:
@@ -49,7 +50,7 @@ def part(module: Path) -> str:
 
 
 def imports(module: Path) -> set[str]:
-    """Return every module that a file imports, wherever in the file."""
+    """Return every module that a file imports, anywhere in the file."""
     found = set()
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
@@ -70,7 +71,7 @@ def test_dependencies_point_one_way(module: Path) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
-def test_routes_schemas_and_auth_know_no_database(module: Path) -> None:
+def test_routes_schemas_and_auth_do_not_import_the_database(module: Path) -> None:
     if part(module) != "auth" and module.stem not in {"routes", "schemas"}:
         return
     for name in imports(module):
@@ -82,8 +83,8 @@ SQL = re.compile(r"\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|set_config)\b")
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
-def test_sql_lives_in_its_places(module: Path) -> None:
-    """Statements on tables in `tasks/statements.py` and migrations; locks and pings in database."""
+def test_only_statements_and_database_contain_sql(module: Path) -> None:
+    """`tasks/statements.py` and migrations have SQL on tables. `database` has locks and pings."""
     if part(module) == "database" or module.name == "statements.py":
         return
     for node in ast.walk(ast.parse(module.read_text())):
@@ -96,14 +97,14 @@ def test_sql_lives_in_its_places(module: Path) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
-def test_only_auth_makes_an_owner(module: Path) -> None:
+def test_only_auth_creates_an_owner(module: Path) -> None:
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
             name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
             assert name != "Owner" or module == SOURCE / "auth" / "owner.py"
 
 
-def test_every_route_of_the_api_is_private() -> None:
+def test_every_api_route_is_private() -> None:
     app = create_app(Settings.model_construct(), "postgresql://")
     public = {"/health", "/livez", "/readyz"}
     private = {route.path for route in app.routes if isinstance(route, PrivateRoute)}
@@ -112,16 +113,16 @@ def test_every_route_of_the_api_is_private() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
-def test_settings_are_passed_in(module: Path) -> None:
-    """Nothing but settings reads the environment, and nothing at import."""
-    # The one way to tell the libraries for Prometheus and OpenTelemetry something is to set it.
-    # The one way to hide a variable from libpq is to remove it.
+def test_only_settings_reads_the_environment(module: Path) -> None:
+    """Only `settings` reads the environment, and not at import."""
+    # Setting a variable is allowed, because Prometheus and OpenTelemetry have no other interface.
+    # Removing one is allowed, because nothing else hides a variable from libpq.
     text = re.sub(r"os\.environ(\[.*\] = |\.setdefault\(|\.pop\()", "", module.read_text())
     assert "os.environ" not in text
     assert "getenv" not in text
 
 
-def test_every_setting_is_in_the_example() -> None:
+def test_example_lists_every_setting() -> None:
     example = (ROOT / ".env.example").read_text()
     listed = re.findall(r"^#?\s?([A-Z][A-Z_]+)=", example, re.MULTILINE)
     assert sorted(listed) == sorted(variables())
@@ -138,7 +139,7 @@ def test_example_shows_the_defaults() -> None:
             assert shown[name] == str(default), name
 
 
-def test_papers_name_files_that_exist() -> None:
+def test_docs_link_only_to_existing_files() -> None:
     for paper in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", paper.read_text()):
             assert (paper.parent / target).exists(), f"{paper.name}: {target}"
@@ -148,7 +149,7 @@ LOCKS = [*ROOT.glob("*.lock"), *ROOT.glob("benchmarks/*.lock")]
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=str)
-def test_lock_names_no_index_and_has_hashes(lock: Path) -> None:
+def test_lock_has_hashes_and_does_not_name_an_index(lock: Path) -> None:
     text = lock.read_text()
     assert "://" not in text
     assert re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE)
@@ -156,7 +157,7 @@ def test_lock_names_no_index_and_has_hashes(lock: Path) -> None:
         assert not re.match(r"[a-z0-9-]+==", block) or "--hash=sha256:" in block
 
 
-def test_importing_the_package_imports_no_framework() -> None:
+def test_package_does_not_import_a_framework() -> None:
     code = "import sys, todo_api; print({'fastapi', 'sqlalchemy', 'psycopg'} & set(sys.modules))"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -1,7 +1,7 @@
-"""A page on another origin than the API, in a real browser, with Better Auth's own client.
+"""A page in a real browser uses Better Auth's own client, and calls the API on another origin.
 
-`page/` is a small application. Better Auth serves it and signs its users in, at one origin; the
-API is another, which the page calls with fetch.
+`page/` is a small application. Better Auth serves it and signs its users in, on one origin. The
+page calls the API on another origin with fetch.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,13 +20,13 @@ from support.requirements import need
 
 need(browser.missing() or issuer.missing())
 
-from playwright.async_api import Browser, Page, expect  # noqa: E402  may be missing
+from playwright.async_api import Browser, Page, expect  # noqa: E402  playwright may be missing
 
 FOLDER = Path(__file__).parent / "page"
 PORT = 3000
 ORIGIN = f"http://localhost:{PORT}"
 PASSWORD = "a long password"
-UNREADABLE = "The API cannot be reached, or does not know this page."
+UNREADABLE = "The API does not answer, or it does not allow this page."
 
 Start: TypeAlias = Callable[..., AbstractContextManager[Program]]
 
@@ -58,7 +58,7 @@ async def better_auth(empty_database_url: str) -> AsyncIterator[Issuer]:
 
 @pytest.fixture
 def api(tmp_path: Path, database_url: str, better_auth: Issuer) -> Start:
-    """Run the API; further settings are arguments."""
+    """Return a function that runs the API. Its arguments are more settings."""
 
     def start(**variables: str) -> AbstractContextManager[Program]:
         settings = {
@@ -73,7 +73,7 @@ def api(tmp_path: Path, database_url: str, better_auth: Issuer) -> Start:
 
 @pytest.fixture
 async def page(chromium: Browser) -> AsyncIterator[Page]:
-    """An empty tab of a fresh profile, in which no script may fail."""
+    """An empty tab of a new profile. The test fails if a script on a page fails."""
     context = await chromium.new_context()
     context.set_default_timeout(10_000)
     tab = await context.new_page()
@@ -105,7 +105,7 @@ async def add(page: Page, title: str) -> None:
     await page.get_by_role("button", name="Add").click()
 
 
-async def test_life_of_a_task(
+async def test_user_creates_changes_and_deletes_a_task(
     api: Start, page: Page, better_auth: Issuer, sql: psycopg.Connection
 ) -> None:
     stored = "SELECT title, status, user_id FROM tasks"
@@ -137,7 +137,7 @@ async def test_life_of_a_task(
         await page.get_by_role("button", name="Delete Buy cake").click()
         await expect(status).to_have_text("Nothing to do yet.")
         assert sql.execute(stored).fetchall() == []
-        # A preflight for each address, which the browser then remembers.
+        # The browser sends one preflight for each address, because it caches the answer.
         await traffic.expect(
             ("OPTIONS", "/api/tasks", 204),
             ("GET", "/api/tasks", 200),
@@ -151,7 +151,7 @@ async def test_life_of_a_task(
         )
 
 
-async def test_page_reads_the_message_of_a_400(
+async def test_page_shows_the_message_of_a_400(
     api: Start, page: Page, sql: psycopg.Connection
 ) -> None:
     alert = page.get_by_role("alert")
@@ -170,7 +170,7 @@ async def test_page_reads_the_message_of_a_400(
         assert sql.execute("SELECT title FROM tasks").fetchall() == [("Buy bread",)]
 
 
-async def test_page_reads_the_message_of_a_401(api: Start, page: Page) -> None:
+async def test_page_shows_the_message_of_a_401(api: Start, page: Page) -> None:
     with api(BETTER_AUTH_AUDIENCE="https://another.example") as program:
         await sign_up(page, program)
         alert = page.get_by_role("alert")
@@ -178,7 +178,7 @@ async def test_page_reads_the_message_of_a_401(api: Start, page: Page) -> None:
         await expect(alert).to_contain_text("Status 401, request ")
 
 
-async def test_page_reads_the_message_of_a_500(
+async def test_page_shows_the_message_of_a_500(
     api: Start, page: Page, postgres: str, database_url: str
 ) -> None:
     alert = page.get_by_role("alert")
@@ -196,7 +196,7 @@ async def test_page_reads_the_message_of_a_500(
 
 @contextmanager
 def unreachable(postgres: str, database_url: str) -> Iterator[None]:
-    """Cut every connection to a database, and let nobody in."""
+    """Close all connections to a database, and refuse new ones."""
     name = urlsplit(database_url).path[1:]
     with psycopg.connect(postgres, autocommit=True) as administrator:
         administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
@@ -207,7 +207,9 @@ def unreachable(postgres: str, database_url: str) -> Iterator[None]:
         administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
 
 
-async def test_page_reads_the_headers(api: Start, page: Page, better_auth: Issuer) -> None:
+async def test_page_can_read_the_response_headers(
+    api: Start, page: Page, better_auth: Issuer
+) -> None:
     session = await better_auth.sign_up("ada@example.com", PASSWORD, "Ada")
     good = {"Authorization": f"Bearer {await better_auth.token(session)}"}
     with api() as program:
@@ -240,7 +242,7 @@ async def test_page_reads_the_headers(api: Start, page: Page, better_auth: Issue
             assert refused["headers"]["www-authenticate"] == challenge
 
 
-async def test_page_is_told_nothing_where_its_origin_is_not_listed(
+async def test_page_on_an_unlisted_origin_cannot_read_answers(
     api: Start, page: Page, sql: psycopg.Connection
 ) -> None:
     with api(CORS_ORIGINS="http://localhost:3999") as program:
@@ -259,10 +261,10 @@ async def test_page_is_told_nothing_where_its_origin_is_not_listed(
         assert sql.execute("SELECT FROM tasks").fetchall() == []
 
 
-async def test_same_page_from_another_origin_reads_nothing(
+async def test_same_page_on_another_origin_cannot_read_answers(
     api: Start, page: Page, better_auth: Issuer
 ) -> None:
-    """A host of another name is another origin, were it the same machine and the same page."""
+    """Another host name is another origin, even for the same page on the same machine."""
     session = await better_auth.sign_up("ada@example.com", PASSWORD, "Ada")
     good = {"Authorization": f"Bearer {await better_auth.token(session)}"}
     with api() as program:
@@ -282,7 +284,7 @@ async def test_same_page_from_another_origin_reads_nothing(
             assert await page.evaluate(FETCH, [address, options]) == "TypeError"
         opaque = await page.evaluate(FETCH, [health, {"mode": "no-cors"}])
         assert opaque == {"type": "opaque", "status": 0, "headers": {}, "text": ""}
-        # Sent and answered all the same, but for the one that a preflight goes before.
+        # The browser sends these requests and hides the answers. The failed preflight stops one.
         await traffic.expect(
             ("OPTIONS", "/api/tasks", 400),
             ("GET", "/api/tasks", 0),

@@ -1,7 +1,7 @@
-"""A Citus cluster to test on; an environment variable names its coordinator.
+"""Fixtures for a Citus cluster. An environment variable gives the address of its coordinator.
 
-The tests of `tests/api` run here as they are, on the fixtures below in the place of the usual ones:
-once through the coordinator and once through a worker.
+The tests of `tests/api` run here unchanged. The fixtures below replace the usual ones, so each test
+runs once through the coordinator and once through a worker.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ pytest.register_assert_rewrite("api")
 
 @pytest.fixture(scope="session")
 def coordinator() -> str:
-    """The address of a migrated and distributed database, on the coordinator."""
+    """The address of a migrated and distributed database on the coordinator."""
     url = citus_coordinator()
     migrations.migrate(url)
     citus.distribute(url)
@@ -28,7 +28,7 @@ def coordinator() -> str:
 
 @pytest.fixture(scope="session")
 def workers(coordinator: str) -> list[str]:
-    """The addresses of the workers, which serve the same database."""
+    """The addresses of the workers. They serve the same database."""
     with psycopg.connect(coordinator) as connection:
         nodes = connection.execute(
             "SELECT nodename, nodeport FROM pg_dist_node WHERE groupid > 0 ORDER BY nodeid"
@@ -39,12 +39,12 @@ def workers(coordinator: str) -> list[str]:
 
 @pytest.fixture
 def sql(coordinator: str) -> Iterator[psycopg.Connection]:
-    """A connection to the coordinator as the owner of the tables, which are empty at first."""
+    """A connection to the coordinator as the tables' owner. The tables are empty at first."""
     with psycopg.connect(coordinator, autocommit=True) as connection:
         for table in TABLES:
-            connection.execute(f"DELETE FROM {table}")  # noqa: S608  names of this module
+            connection.execute(f"DELETE FROM {table}")  # noqa: S608  names from this module
         yield connection
-        # All tests share this database: none may leave it a setting.
+        # All tests share this database, so no test may leave a setting behind.
         connection.execute(f"ALTER DATABASE {connection.info.dbname} RESET ALL")
 
 

@@ -1,4 +1,4 @@
-"""What only a cluster can break: plans, moves of shards, and the owner's name on other nodes."""
+"""Tests that need a cluster: plans, moves of shards, and the owner's name on other nodes."""
 
 import asyncio
 import re
@@ -27,7 +27,7 @@ from todo_api.database.statement import Statement, encode
 from todo_api.tasks import statements
 from todo_api.tasks.fields import WRITABLE
 
-citus_coordinator()  # skips the module where there is no cluster
+citus_coordinator()  # skips the module without a cluster
 
 HOT = [
     statements.get_task(),
@@ -42,7 +42,7 @@ HOT = [
     statements.toggle_task(),
     statements.remove_task(),
     statements.forget_tombstones(),
-    statements.void_token(),
+    statements.why_not_written(),
 ]
 VALUES: dict[str, object] = {
     "owner": "alice",
@@ -51,6 +51,7 @@ VALUES: dict[str, object] = {
     "issued_at": 4_000_000_000,
     "now": 4_000_000_000_000,
     "task_id": 1,
+    "known_version": None,
     "new_title": "x",
     "new_title_key": "x",
     "new_description": None,
@@ -61,7 +62,7 @@ VALUES: dict[str, object] = {
 }
 NODES = [pytest.param(0, id="coordinator"), pytest.param(1, id="worker")]
 PAIRS = list(permutations(range(2)))
-"""Each node first, then the other one."""
+"""Both orders of the two nodes."""
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ async def services(nodes: list[str], short_folder: Path) -> AsyncIterator[list[S
 
 @pytest.fixture
 def member(database_url: str) -> Iterator[psycopg.Connection]:
-    """A transaction of the role that requests take, which names no owner yet."""
+    """A transaction with the role of requests. It has not named an owner yet."""
     with psycopg.connect(database_url) as connection:
         connection.execute("SELECT set_config('role', %s, true)", [row_security.ROLE])
         yield connection
@@ -107,7 +108,7 @@ def run(connection: psycopg.Connection, statement: Statement) -> list[Any]:
 
 
 def migrate(*arguments: str, **variables: str) -> str:
-    """Run `todo-api migrate`, and return what it prints."""
+    """Run `todo-api migrate`, and return its output."""
     return subprocess.run(
         command("migrate", *arguments),
         env=environment(BETTER_AUTH_SECRET=SECRET, **variables),
@@ -118,7 +119,7 @@ def migrate(*arguments: str, **variables: str) -> str:
 
 
 @pytest.mark.parametrize("statement", [pytest.param(s, id=s.name.decode()) for s in HOT])
-def test_statement_asks_one_shard(database_url: str, statement: Statement) -> None:
+def test_statement_uses_one_shard(database_url: str, statement: Statement) -> None:
     before = Preamble(settings()).before(statement)
     assert before is not None
     explained = Statement(b"", b"EXPLAIN " + statement.sql, statement.parameters, writes=False)
@@ -129,7 +130,7 @@ def test_statement_asks_one_shard(database_url: str, statement: Statement) -> No
     assert set(re.findall(r"Task Count: (\d+)", plan)) == {"1"}, plan
 
 
-async def test_operator_can_repeat_the_migration_while_there_are_tasks(
+async def test_operator_can_repeat_the_migration_with_tasks_stored(
     service: Service, sql: psycopg.Connection, coordinator: str
 ) -> None:
     task = await service.create("alice")
@@ -143,10 +144,8 @@ async def test_operator_can_repeat_the_migration_while_there_are_tasks(
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_login_has_no_special_rights_and_carries_no_settings_over(
-    nodes: list[str], node: int
-) -> None:
-    """What follows holds for an ordinary login, which nobody has prepared for Citus."""
+def test_login_is_ordinary_and_does_not_propagate_settings(nodes: list[str], node: int) -> None:
+    """So the tests below use an ordinary login, without preparation for Citus."""
     with psycopg.connect(nodes[node]) as connection:
         found = connection.execute("""
             SELECT rolsuper, rolbypassrls, current_setting('citus.propagate_set_commands')
@@ -155,7 +154,7 @@ def test_login_has_no_special_rights_and_carries_no_settings_over(
     assert found == [(False, False, "none")]
 
 
-async def test_member_sees_the_named_owner_alone(
+async def test_member_sees_only_the_named_owner(
     service: Service, member: psycopg.Connection
 ) -> None:
     for user in ("alice", "bob", "carol"):
@@ -173,7 +172,7 @@ async def test_member_sees_the_named_owner_alone(
             assert member.execute(query).fetchall() == [(user,)]
 
 
-async def test_member_can_write_for_the_named_owner_alone(
+async def test_member_can_write_only_for_the_named_owner(
     service: Service, sql: psycopg.Connection, member: psycopg.Connection
 ) -> None:
     task = await service.create("bob")
@@ -198,7 +197,7 @@ async def test_services_on_both_nodes_show_the_same_tasks(services: list[Service
 
 @pytest.mark.parametrize(("erasing", "other"), PAIRS)
 @pytest.mark.parametrize("is_known", [True, False])
-async def test_token_from_before_an_erasure_is_refused_by_every_node(
+async def test_every_node_refuses_a_token_from_before_an_erasure(
     services: list[Service],
     sql: psycopg.Connection,
     erasing: int,
@@ -206,7 +205,7 @@ async def test_token_from_before_an_erasure_is_refused_by_every_node(
     *,
     is_known: bool,
 ) -> None:
-    """Also by a process that has just written for this user, and looks for no erasure at first."""
+    """This includes a process that just wrote for this user and does not check erasures first."""
     old = bearer("alice", iat=int(time.time()) - 60)
     if is_known:
         for service in services:
@@ -220,7 +219,7 @@ async def test_token_from_before_an_erasure_is_refused_by_every_node(
     assert sql.execute("SELECT FROM tasks").fetchall() == []
 
 
-async def test_nodes_count_requests_together(nodes: list[str], short_folder: Path) -> None:
+async def test_nodes_share_a_rate_limit(nodes: list[str], short_folder: Path) -> None:
     limit = {"rate_limit": 4, "rate_limit_store": "postgresql"}
     async with running(nodes, short_folder, **limit) as services:
         statuses = [
@@ -234,14 +233,14 @@ async def test_nodes_count_requests_together(nodes: list[str], short_folder: Pat
 
 @dataclass
 class Writer:
-    """A client that does each kind of write in turn, and remembers what was acknowledged."""
+    """A client that does each kind of write in turn, and records the acknowledged writes."""
 
     service: Service
     user: str
     versions: list[int] = field(default_factory=list)
-    """Of the acknowledged writes, in their order."""
+    """The versions of the acknowledged writes, in order."""
     tasks: dict[int, int] = field(default_factory=dict)
-    """The version that each task has to have."""
+    """The expected version of each task."""
     deleted: set[int] = field(default_factory=set)
     statuses: Counter[int] = field(default_factory=Counter)
     ended: bool = False
@@ -263,7 +262,7 @@ class Writer:
     ) -> dict[str, Any] | None:
         answer = await self._send(verb, path, body)
         if answer.status_code not in {200, 201}:
-            self.tasks.pop(task_id or 0, None)  # nobody has said what it is like now
+            self.tasks.pop(task_id or 0, None)  # the task's state is unknown now
             return None
         task: dict[str, Any] = answer.json()
         self.versions.append(task["version"])
@@ -286,7 +285,7 @@ class Writer:
 
 @asynccontextmanager
 async def writing(writers: list[Writer]) -> AsyncIterator[None]:
-    """Let them write meanwhile."""
+    """Keep the writers running inside the block."""
     async with asyncio.TaskGroup() as group:
         for writer in writers:
             group.create_task(writer.work())
@@ -300,7 +299,7 @@ async def writing(writers: list[Writer]) -> AsyncIterator[None]:
 
 
 async def progress(writers: list[Writer]) -> None:
-    """Wait until a further write of each was acknowledged."""
+    """Wait until each writer has one more acknowledged write."""
     before = [len(writer.versions) for writer in writers]
     await until(
         lambda: all(len(w.versions) > count for w, count in zip(writers, before, strict=True))
@@ -308,7 +307,7 @@ async def progress(writers: list[Writer]) -> None:
 
 
 def move(url: str, user: str, mode: str) -> None:
-    """Move the shards that hold a user to the other worker."""
+    """Move a user's shards to the other worker."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             """
@@ -328,17 +327,17 @@ def move(url: str, user: str, mode: str) -> None:
 
 
 def commits_are_synchronous(sql: psycopg.Connection) -> bool:
-    """Say so of every worker. Citus waits for `pg_current_wal_lsn()`: what is written, not more."""
+    """Return whether all workers commit synchronously. Citus waits only for written WAL."""
     query = "SELECT DISTINCT result FROM run_command_on_workers('SHOW synchronous_commit')"
     return sql.execute(query).fetchall() == [("on",)]
 
 
 @pytest.mark.parametrize("mode", ["block_writes", "force_logical"])
-async def test_writes_go_on_while_shards_move(
+async def test_writes_continue_while_shards_move(
     services: list[Service], sql: psycopg.Connection, coordinator: str, mode: str
 ) -> None:
     if mode == "force_logical" and not commits_are_synchronous(sql):
-        pytest.skip("synchronous_commit is off: Citus then loses writes of the last moment")
+        pytest.skip("Citus loses the latest writes, because synchronous_commit is off")
     users = [f"user {number}" for number in range(4)]
     writers = [Writer(service, user) for user in users for service in services]
     async with writing(writers):

@@ -1,4 +1,4 @@
-"""The OpenAPI document tells the truth: Schemathesis believes it, and tries to prove it wrong."""
+"""Schemathesis tests the service against its own OpenAPI document."""
 
 import json
 import subprocess
@@ -18,12 +18,12 @@ FAMILIES = {
     "token-scoped": ("--exclude-path-regex", "^/api/{user_id}/"),
     "user-scoped": ("--include-path-regex", "^/api/{user_id}/"),
 }
-"""One run for each. The two serve the same tasks, which Schemathesis does not know: it would take a
-task deleted in one for a task lost by the other."""
+"""One run per family. Both families serve the same tasks, but Schemathesis does not know this. So
+in a single run, a task deleted through one family would look like a task lost by the other."""
 
 
 def attack(folder: Path, address: str, *arguments: str) -> tuple[str, dict[str, Any]]:
-    """Run Schemathesis on a service, and return what it prints and what it reports."""
+    """Run Schemathesis on a service, and return its output and its report."""
     users = folder / "users.json"
     headers = {user: bearer(user)["Authorization"] for user in ("alice", "bob")}
     users.write_text(
@@ -61,10 +61,12 @@ def attack(folder: Path, address: str, *arguments: str) -> tuple[str, dict[str, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_document_tells_the_truth(tmp_path: Path, database_url: str, family: str) -> None:
-    """All that it allows is accepted, all that it forbids is refused, all answers are as it says.
+def test_service_matches_its_openapi_document(
+    tmp_path: Path, database_url: str, family: str
+) -> None:
+    """The service accepts all valid requests, refuses all others, and answers as documented.
 
-    And the other way round: every phase ran, and every operation was reached.
+    The test also checks that every phase ran and reached every operation.
     """
     settings = {"BETTER_AUTH_SECRET": SECRET, "LOG_LEVEL": "warning"}
     with serving(tmp_path, DATABASE_URL=database_url, **settings) as program:

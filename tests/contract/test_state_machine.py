@@ -1,4 +1,4 @@
-"""The service against a dictionary: whatever five users do in turn, both say the same."""
+"""Random requests of five users: the service must answer like a dictionary."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -51,7 +51,7 @@ SPELLINGS = {"pending": "incomplete", "completed": "complete"}
 
 
 def shown(moment: datetime) -> str:
-    """Return a time as every answer shows it, which sorts as text."""
+    """Return a time in the format of the answers. It sorts as text."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
@@ -78,7 +78,7 @@ def completed_at(known: Task, values: Task, now: str) -> str | None:
 
 
 def arranged(tasks: list[Task], status: str, sort: str, order: str) -> list[Task]:
-    """Filter and sort: none last in both directions, ties by id in the direction."""
+    """Filter and sort. Nulls come last in both directions, and the id breaks ties."""
     status = SPELLINGS.get(status, status)
     key, down = SORT_KEYS[sort], order == "desc"
     chosen = sorted(
@@ -94,7 +94,7 @@ def arranged(tasks: list[Task], status: str, sort: str, order: str) -> list[Task
 FEW_DATES = ("2026-05-01", "2026-05-01T02:00:00+02:00", "2026-05-01T00:00:00.000001Z")
 MARGIN = timedelta(days=1)
 times = st.datetimes(
-    datetime.min + MARGIN,  # noqa: DTZ901  an offset must not lead out of the years
+    datetime.min + MARGIN,  # noqa: DTZ901  with an offset, the year must stay valid
     datetime.max - MARGIN,  # noqa: DTZ901
     timezones=st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes))),
 ).map(datetime.isoformat)
@@ -119,14 +119,14 @@ ignored = st.sampled_from(
 
 
 def agreeing(fields: Task) -> Task:
-    """Let `completed` say what `status` says, where both are there."""
+    """Make `completed` agree with `status` if both are present."""
     if "status" in fields and "completed" in fields:
         return {**fields, "completed": fields["status"] == "complete"}
     return fields
 
 
 def bodies(*required: str) -> st.SearchStrategy[Task]:
-    """Return bodies with these fields, any of the others, and what the server ignores."""
+    """Return bodies with these fields, any other fields, and ignored fields."""
     optional = {name: each for name, each in FIELDS.items() if name not in required}
     known = st.fixed_dictionaries({name: FIELDS[name] for name in required}, optional=optional)
     return st.builds(lambda more, fields: {**more, **agreeing(fields)}, ignored, known)
@@ -135,17 +135,17 @@ def bodies(*required: str) -> st.SearchStrategy[Task]:
 families = st.sampled_from(["token", "user"])
 users = st.integers(0, len(USERS) - 1)
 strangers = st.sampled_from([0, 0, 0, 1, 2, 3, 4])
-"""How far from the owner the user stands who asks; mostly it is the owner."""
+"""The distance from the owner to the sender, in the list of users. Usually the owner sends."""
 
 
 class Tasks(RuleBasedStateMachine):
-    """Every rule does the same to the service and to the dictionary, and compares the answers."""
+    """Each rule does the same to the service and the dictionary, and compares the answers."""
 
     made = Bundle[tuple[int, int]]("made")
-    """The owner and the id of every task there has been, deleted ones too."""
+    """The owner and the id of every task so far, deleted ones too."""
 
     program: Program
-    """The service."""
+    """The running service."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,22 +156,22 @@ class Tasks(RuleBasedStateMachine):
         self.versions = [0 for _ in self.users]
 
     def teardown(self) -> None:
-        """At the end every list is what it should be."""
+        """At the end, check every list."""
         for user, client in enumerate(self.clients):
             self.check_list(user, "token", {})
             client.close()
 
     def path(self, user: int, family: str, rest: str = "") -> str:
-        """Return a path of a user's tasks."""
+        """Return the path of a user's tasks, or of one of them."""
         scope = f"/{quote(self.users[user], safe='')}" if family == "user" else ""
         return f"/api{scope}/tasks{rest}"
 
     def ask(self, user: int, verb: str, path: str, body: object = None) -> httpx2.Response:
-        """Send a request; without a body where that is None."""
+        """Send a request, without a body if it is None."""
         return self.clients[user].request(verb, path, json=body)
 
     def check_changed(self, user: int, task_id: int, values: Task, answer: httpx2.Response) -> None:
-        """Change the task in the dictionary, and see that the answer shows it."""
+        """Change the task in the dictionary, and check that the answer shows the same task."""
         known = self.tasks[user].get(task_id)
         if known is None:
             assert (answer.status_code, answer.json()) == MISSING
@@ -189,12 +189,12 @@ class Tasks(RuleBasedStateMachine):
         assert task == self.tasks[user][task_id]
 
     def check_version(self, user: int, task: Task) -> None:
-        """See that a write's version is higher than every one that the user has seen."""
+        """Check that a write's version is higher than all earlier versions of the user."""
         assert task["version"] > self.versions[user]
         self.versions[user] = task["version"]
 
     def check_list(self, user: int, family: str, query: dict[str, str]) -> None:
-        """See that a list holds the right tasks in the right order."""
+        """Check that a list has the right tasks in the right order."""
         answer = self.clients[user].get(self.path(user, family), params=query)
         sort = query.get("sort", "created")
         order = query.get("order", DEFAULT_ORDER[sort])
@@ -204,7 +204,7 @@ class Tasks(RuleBasedStateMachine):
 
     @rule(target=made, user=users, family=families, body=bodies("title"))
     def create(self, user: int, family: str, body: Task) -> tuple[int, int]:
-        """POST."""
+        """POST a task."""
         answer = self.ask(user, "POST", self.path(user, family), body)
         assert answer.status_code == 201, answer.text
         task = answer.json()
@@ -228,12 +228,12 @@ class Tasks(RuleBasedStateMachine):
 
     @rule(target=made, user=users, body=bodies("title", "priority", "due_date"))
     def create_alike(self, user: int, body: Task) -> Any:
-        """POST, twice the same: there is a tie to break."""
+        """POST the same task twice, so that sorting has a tie to break."""
         return multiple(self.create(user, "token", body), self.create(user, "user", body))
 
     @rule(task=made, stranger=strangers, family=families)
     def show(self, task: tuple[int, int], stranger: int, family: str) -> None:
-        """GET one."""
+        """GET one task."""
         user, task_id = (task[0] + stranger) % len(USERS), task[1]
         answer = self.ask(user, "GET", self.path(user, family, f"/{task_id}"))
         known = self.tasks[user].get(task_id)
@@ -253,7 +253,7 @@ class Tasks(RuleBasedStateMachine):
         ),
     )
     def show_all(self, user: int, family: str, query: dict[str, str]) -> None:
-        """GET all, filtered and sorted."""
+        """GET all tasks, filtered and sorted."""
         self.check_list(user, family, query)
 
     @rule(
@@ -270,7 +270,7 @@ class Tasks(RuleBasedStateMachine):
 
     @rule(task=made, family=families)
     def send_back(self, task: tuple[int, int], family: str) -> None:
-        """PUT what came: nothing changes."""
+        """PUT the task as it is, so that nothing changes."""
         user, task_id = task
         body = self.tasks[user].get(task_id, {"title": "gone"})
         answer = self.ask(user, "PUT", self.path(user, family, f"/{task_id}"), body)
@@ -285,7 +285,7 @@ class Tasks(RuleBasedStateMachine):
     def complete(
         self, task: tuple[int, int], stranger: int, family: str, body: Task | None
     ) -> None:
-        """PATCH: toggles on the token-scoped path, completes on the other, or does what it says."""
+        """PATCH. Without a body, the token-scoped path toggles and the other completes the task."""
         user, task_id = (task[0] + stranger) % len(USERS), task[1]
         path = self.path(user, family, f"/{task_id}/complete")
         answer = self.ask(user, "PATCH", path, body)
@@ -295,7 +295,7 @@ class Tasks(RuleBasedStateMachine):
 
     @rule(task=made, stranger=strangers, family=families)
     def delete(self, task: tuple[int, int], stranger: int, family: str) -> None:
-        """DELETE one; it stays in the bundle, so that later rules ask for it again."""
+        """DELETE one task. It stays in the bundle, so that later rules request it again."""
         user, task_id = (task[0] + stranger) % len(USERS), task[1]
         answer = self.ask(user, "DELETE", self.path(user, family, f"/{task_id}"))
         if self.tasks[user].pop(task_id, None) is None:
@@ -305,7 +305,7 @@ class Tasks(RuleBasedStateMachine):
 
     @rule(task=made, other=st.integers(1, len(USERS) - 1), verb=st.sampled_from(["GET", "DELETE"]))
     def trespass(self, task: tuple[int, int], other: int, verb: str) -> None:
-        """Ask on the owner's path, as somebody else."""
+        """Use the owner's path as another user."""
         owner, task_id = task
         path = self.path(owner, "user", f"/{task_id}")
         assert self.ask((owner + other) % len(USERS), verb, path).status_code == 403
@@ -313,7 +313,7 @@ class Tasks(RuleBasedStateMachine):
 
 @pytest.fixture
 def program(tmp_path: Path, database_url: str) -> Iterator[Program]:
-    """The program, on a socket."""
+    """The running program, on a socket."""
     settings = {"BETTER_AUTH_SECRET": SECRET, "LOG_LEVEL": "warning"}
     with serving(tmp_path, DATABASE_URL=database_url, **settings) as running:
         yield running
@@ -321,8 +321,8 @@ def program(tmp_path: Path, database_url: str) -> Iterator[Program]:
     assert not (tmp_path / "log").read_text()
 
 
-def test_service_does_what_a_dictionary_does(program: Program) -> None:
-    """Whatever the users do in turn."""
+def test_service_behaves_like_a_dictionary(program: Program) -> None:
+    """Random sequences of requests run on both."""
 
     class TasksThere(Tasks):
         pass
@@ -333,7 +333,7 @@ def test_service_does_what_a_dictionary_does(program: Program) -> None:
         settings=settings(
             max_examples=40,
             stateful_step_count=40,
-            phases=[Phase.generate],  # Phase.shrink tells the story shorter, but takes minutes
+            phases=[Phase.generate],  # Phase.shrink finds a shorter failure, but takes minutes
             derandomize=True,
             database=None,
             deadline=None,

@@ -37,7 +37,7 @@ def keep_rules(body: dict[str, Any], *, changes: bool) -> dict[str, Any]:
 def another_user_finds_no_task(
     _: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]
 ) -> None:
-    """Send what alice did to a task of hers again, as bob."""
+    """Repeat alice's successful request on her task as bob, and expect 404."""
     if "{id}" not in case.path or case.method == "OPTIONS" or response.status_code != 200:
         return
     url = str(response.request.url).replace("/api/alice/", "/api/bob/")

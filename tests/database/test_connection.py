@@ -543,7 +543,7 @@ async def test_stream_comes_in_batches(
         database_url, row_security=row_security, prepared_statements=prepared_statements
     ) as database:
         for _ in range(2):
-            first, more = await database.stream(str(rows), STREAMED)
+            first, more = await database.stream(str(rows), STREAMED, {})
             batches = [first]
             if more is not None:
                 batches += [batch async for batch in more]
@@ -561,7 +561,7 @@ async def test_stream_that_is_not_read_loses_its_connection(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("todo_api.database.connection.PAUSE_SECONDS", 0.05)
-    _, more = await database.stream("5000", STREAMED)
+    _, more = await database.stream("5000", STREAMED, {})
     assert more is not None
     await until(lambda: not database.pool._open)
     assert await database.why_not_ready() is None
@@ -575,12 +575,12 @@ async def test_stream_that_is_not_read_loses_its_connection(
 
 async def test_stream_that_is_closed_early_releases_its_slot(database: Database) -> None:
     for _ in range(5):
-        _, more = await database.stream("5000", STREAMED)
+        _, more = await database.stream("5000", STREAMED, {})
         assert more is not None
         with pytest.raises(DatabaseBusy):
-            await database.stream("5000", STREAMED)
+            await database.stream("5000", STREAMED, {})
         more.close()
-    asking = asyncio.ensure_future(database.stream("5000", STREAMED))
+    asking = asyncio.ensure_future(database.stream("5000", STREAMED, {}))
     await until(lambda: any(each.busy for each in database.pool._open))
     asking.cancel()
     await until(lambda: database.pool._limiter.in_use == 0)
@@ -610,7 +610,7 @@ async def test_stream_that_failed_leaves_its_connection_to_others(
     database: Database,
 ) -> None:
     """The connection is free once the error arrives, before the reader resumes."""
-    _, more = await database.stream("alice", FAILING)
+    _, more = await database.stream("alice", FAILING, {})
     assert more is not None
     (connection,) = database.pool._open
     with pytest.raises(InternalError):

@@ -157,7 +157,7 @@ async def test_expired_tombstones_go_in_bounded_steps_with_later_writes(
 ) -> None:
     await service.create("alice")
     await service.create("bob")
-    at_once = statements.TOMBSTONES_AT_ONCE
+    at_once = statements.EXPIRED_AT_ONCE
     sql.execute(
         "INSERT INTO tombstones (user_id, version, task_id)"
         " SELECT who, %s + n, n FROM unnest(ARRAY['alice', 'bob']) AS who,"
@@ -203,7 +203,7 @@ async def test_void_token_writes_nothing_to_a_recreated_account(
 ) -> None:
     """The increment of the version matches no row, so the write joined to it matches none."""
     await service.request("DELETE", "/api/account", "alice")
-    sql.execute("UPDATE erasures SET erased_at = now() - interval '1 minute'")
+    sql.execute("UPDATE erasures SET tokens_from = now() - interval '50 seconds'")
     task = await service.create("alice")
     old = bearer("alice", iat=int(time.time()) - 55)
     before = sql.execute("SELECT * FROM tasks").fetchall(), version_of(sql, "alice")
@@ -282,7 +282,7 @@ async def test_recreated_account_continues_above_its_old_versions(
     clock.milliseconds += DAY
     last = (await write_everything(service, "alice"))[-1]
     await service.request("DELETE", "/api/account", "alice")
-    sql.execute("UPDATE erasures SET erased_at = now() - interval '1 hour'")
+    sql.execute("UPDATE erasures SET tokens_from = now() - interval '1 hour'")
     clock.milliseconds -= DAY
     assert (await service.create("alice"))["version"] > last
 

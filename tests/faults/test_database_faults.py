@@ -1,6 +1,6 @@
-"""PostgreSQL stops, crashes, hangs, refuses and runs full: every request is answered, nothing lost.
+"""Faults of PostgreSQL: every request gets an answer, and every acknowledged task stays.
 
-Over HTTP, through a real socket: what a client sees, not what the pool does.
+The tests use HTTP over a real socket, so they see what a client sees, and not the pool.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ def own_postgres() -> Iterator[OwnPostgres]:
 
 @pytest.fixture
 def own(own_postgres: OwnPostgres) -> Iterator[OwnPostgres]:
-    """A server to do harm to, running again afterwards."""
+    """A server that tests may damage. It runs again afterwards."""
     own_postgres.start()
     yield own_postgres
     own_postgres.start()
@@ -73,7 +73,7 @@ def own(own_postgres: OwnPostgres) -> Iterator[OwnPostgres]:
 
 @pytest.fixture
 def own_url(own: OwnPostgres) -> str:
-    """A migrated database of the test's own on that server."""
+    """A migrated database on that server, only for this test."""
     name = f"own_{next(numbers)}"
     execute(own.url, f"CREATE DATABASE {name} TEMPLATE migrated STRATEGY FILE_COPY")
     return own.at(name)
@@ -87,7 +87,7 @@ async def service(database_url: str) -> AsyncIterator[Listening]:
 
 @pytest.fixture
 def guest(sql: psycopg.Connection, database_url: str) -> Iterator[str]:
-    """The address for an ordinary login: limits do not bind the administrator."""
+    """The address for an ordinary login, because limits do not apply to the administrator."""
     name = f"guest_{next(numbers)}_{os.getpid()}"
     sql.execute(f"CREATE ROLE {name} LOGIN IN ROLE todo_member")
     yield database_url.replace("postgres@", f"{name}@")
@@ -106,7 +106,7 @@ def role_of(url: str) -> str:
 
 
 def assert_error(answer: httpx2.Response, *statuses: int) -> None:
-    """Check the one shape of an error that says: not now."""
+    """Check the shape of an error after which the client may try again."""
     assert answer.status_code in statuses, answer.text
     assert answer.headers["content-type"] == "application/json"
     assert int(answer.headers["retry-after"]) > 0
@@ -131,14 +131,14 @@ async def change(service: Listening, task: dict[str, Any], title: str) -> httpx2
 
 @contextmanager
 def locked(url: str, task: dict[str, Any]) -> Iterator[psycopg.Connection]:
-    """Hold the task's row in a session of somebody else."""
+    """Lock the task's row in another session."""
     with psycopg.connect(url) as holder:
         holder.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", [task["id"]])
         yield holder
 
 
 class Load:
-    """Clients that create tasks all the time, and what they were told."""
+    """Clients that create tasks all the time, and the ids of acknowledged tasks."""
 
     def __init__(self, service: Listening) -> None:
         self._service = service
@@ -154,7 +154,7 @@ class Load:
                 assert_error(answer, 500, 503)
 
     async def acknowledges(self, more: int) -> None:
-        """Wait until so many more tasks were acknowledged, and see no client fail."""
+        """Wait for this number of new acknowledged tasks, or until a client fails."""
         enough = len(self.acknowledged) + more
         await until(
             lambda: len(self.acknowledged) >= enough or any(each.done() for each in self._clients)
@@ -162,7 +162,7 @@ class Load:
 
     @asynccontextmanager
     async def going_on(self) -> AsyncIterator[None]:
-        """Send requests meanwhile."""
+        """Keep the clients running inside the block."""
         self._clients = [asyncio.create_task(self._create()) for _ in range(8)]
         try:
             yield
@@ -171,14 +171,14 @@ class Load:
             await asyncio.gather(*self._clients)
 
     def lost(self, url: str) -> set[int]:
-        """Return the tasks that were acknowledged and are not stored."""
+        """Return the acknowledged tasks that are not stored."""
         return set(self.acknowledged) - {row[0] for row in execute(url, "SELECT id FROM tasks")}
 
 
-async def test_terminated_idle_connections_are_not_noticed(
+async def test_clients_do_not_notice_terminated_idle_connections(
     service: Listening, sql: psycopg.Connection
 ) -> None:
-    """Neither by a read nor by a write, and the write is carried out once."""
+    """Reads and writes both succeed, and each write happens once."""
     task = await service.create("alice")
     for _ in range(3):
         await asyncio.gather(*(service.request("GET", "/api/tasks", "alice") for _ in range(10)))
@@ -193,7 +193,7 @@ async def test_terminated_idle_connections_are_not_noticed(
     await assert_pool_is_whole(service, sql, 2)
 
 
-async def test_stopped_server_is_500_where_it_is_needed_and_nothing_elsewhere(
+async def test_stopped_server_fails_only_requests_that_need_it(
     own: OwnPostgres, own_url: str
 ) -> None:
     async with listening(own_url) as service:
@@ -220,7 +220,7 @@ async def test_stopped_server_is_500_where_it_is_needed_and_nothing_elsewhere(
 
 
 async def assert_served_without_a_database(service: Listening) -> None:
-    """Check what is decided before the database: 401, 403, 400, 404, 405, and the public pages."""
+    """Check the answers that need no database: 400, 401, 403, 404, 405 and public pages."""
     for verb, path, body in EVERY_TASK_ROUTE:
         assert (await service.request(verb, path, json=body)).status_code == 401
         if path.startswith("/api/alice"):
@@ -241,7 +241,7 @@ async def assert_served_without_a_database(service: Listening) -> None:
         assert answer.status_code == expected, path
 
 
-async def test_restart_under_load_loses_nothing_and_is_over_with_the_restart(
+async def test_restart_under_load_keeps_every_acknowledged_task(
     own: OwnPostgres, own_url: str
 ) -> None:
     async with listening(own_url) as service:
@@ -270,7 +270,7 @@ async def test_crash_under_load_keeps_every_acknowledged_task(
     assert not load.lost(own_url)
 
 
-async def test_frozen_backend_costs_one_request_its_deadline_and_no_other(
+async def test_frozen_backend_fails_only_its_own_request(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     async with listening(database_url, pool_size=2, statement_timeout=0.3) as service:
@@ -285,7 +285,7 @@ async def test_frozen_backend_costs_one_request_its_deadline_and_no_other(
                 for _ in range(20):
                     answer = await service.request("GET", "/api/tasks", "alice")
                     assert answer.status_code == 200
-                # The server would have said at 0.3 s that time was up; it gets 1 s more.
+                # PostgreSQL would have ended the statement after 0.3 s. The service waits 1 s more.
                 assert_error(await changing, 503)
             finally:
                 os.kill(frozen, signal.SIGCONT)
@@ -293,17 +293,17 @@ async def test_frozen_backend_costs_one_request_its_deadline_and_no_other(
         await assert_pool_is_whole(service, sql, 2)
 
 
-async def test_creation_whose_answer_was_cut_off_is_stored_once_and_500(
+async def test_creation_without_a_reply_from_postgresql_is_stored_once(
     database_url: str, short_folder: Path, sql: psycopg.Connection
 ) -> None:
-    """After COMMIT and before the reply nobody can know, so the service does not try again."""
+    """Without the reply to COMMIT, the outcome is unknown, so the service does not repeat it."""
     async with running_service(database_url, short_folder) as service:
         service.wire.cut_answers = True
         creating = asyncio.create_task(
             service.request("POST", "/api/tasks", "alice", json={"title": "once"})
         )
         await until(lambda: service.wire.answers_cut > 0)
-        service.wire.cut_answers = False  # a second try would succeed
+        service.wire.cut_answers = False  # a repeated write would succeed
         assert_error(await creating, 500)
         listed = await service.client.get("/readyz")
         assert listed.status_code == 200
@@ -311,7 +311,7 @@ async def test_creation_whose_answer_was_cut_off_is_stored_once_and_500(
         await service.create("alice", title="next")
 
 
-async def test_connections_that_are_reset_idle_are_replaced(
+async def test_pool_replaces_idle_connections_that_were_reset(
     database_url: str, sql: psycopg.Connection
 ) -> None:
     async with Network(database_url) as network, listening(network.url) as service:
@@ -321,7 +321,7 @@ async def test_connections_that_are_reset_idle_are_replaced(
             *(service.request("GET", "/api/tasks", "alice") for _ in range(10))
         )
         assert {answer.status_code for answer in answers} == {200}
-        # A write is not repeated, so the cut has to be known before it is sent.
+        # Writes are not repeated, so the service must notice the reset before it sends the write.
         assert network.cut() > 0
         await until(lambda: not backends(sql))
         created = await service.request("POST", "/api/tasks", "alice", json={"title": "x"})
@@ -329,10 +329,10 @@ async def test_connections_that_are_reset_idle_are_replaced(
     assert execute(database_url, "SELECT count(*) FROM tasks") == [(2,)]
 
 
-async def test_connection_reset_in_flight_repeats_reads_alone(
+async def test_service_repeats_only_reads_after_a_reset(
     database_url: str, sql: psycopg.Connection
 ) -> None:
-    """A write may have been carried out: 500, and not a second time."""
+    """A write gets 500 and is not repeated, because it may already have happened."""
     async with Network(database_url) as network, listening(network.url) as service:
         task = await service.create("alice")
         with psycopg.connect(database_url) as holder:
@@ -342,12 +342,12 @@ async def test_connection_reset_in_flight_repeats_reads_alone(
             await until(lambda: waiting(sql) == 2)
             network.cut()
             assert_error(await writing, 500)
-            await until(lambda: waiting(sql) == 3)  # two that were cut, and the read again
+            await until(lambda: waiting(sql) == 3)  # the two cut statements, and the repeated read
             holder.rollback()
         assert (await reading).status_code == 200
 
 
-async def test_one_byte_a_second_is_given_up_in_time(database_url: str) -> None:
+async def test_service_gives_up_in_time_on_one_byte_per_second(database_url: str) -> None:
     async with (
         Network(database_url) as network,
         listening(network.url, statement_timeout=0.2, pool_size=1) as service,
@@ -359,8 +359,8 @@ async def test_one_byte_a_second_is_given_up_in_time(database_url: str) -> None:
         assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
 
 
-async def test_database_that_wakes_up_slowly_is_waited_for(database_url: str) -> None:
-    """Neon takes the connection at once and answers when it is awake."""
+async def test_service_waits_for_a_database_that_wakes_up_slowly(database_url: str) -> None:
+    """Neon accepts the connection at once, and answers after it wakes up."""
     async with Network(database_url) as network, listening(network.url) as service:
         network.cut()
         network.awake.clear()
@@ -376,8 +376,10 @@ async def test_database_that_wakes_up_slowly_is_waited_for(database_url: str) ->
         assert {answer.status_code for answer in await asyncio.gather(*asking)} == {200}
 
 
-async def test_database_that_never_wakes_up_is_given_up_in_time(database_url: str) -> None:
-    """A connection that had no answer in time is not tried again: the client has waited enough."""
+async def test_service_gives_up_in_time_on_a_database_that_never_wakes_up(
+    database_url: str,
+) -> None:
+    """After a timeout, the service does not connect again, because the client has waited enough."""
     async with (
         Network(database_url) as network,
         listening(network.url, connect_timeout=0.4, pool_size=2, pool_timeout=0.3) as service,
@@ -397,7 +399,7 @@ async def test_database_that_never_wakes_up_is_given_up_in_time(database_url: st
         assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
 
 
-async def test_name_that_does_not_resolve_is_500_and_in_no_log() -> None:
+async def test_unresolvable_host_gets_500_and_is_not_logged() -> None:
     with capture_logs() as logs:
         async with listening("postgresql://u:hunter2@nowhere.invalid/x") as service:
             answers = await asyncio.gather(
@@ -413,7 +415,7 @@ async def test_name_that_does_not_resolve_is_500_and_in_no_log() -> None:
         assert secret not in json.dumps(logs)
 
 
-async def test_login_without_a_free_connection_recovers_with_one(
+async def test_service_recovers_when_its_login_may_connect_again(
     guest: str, sql: psycopg.Connection
 ) -> None:
     async with listening(guest, pool_size=4) as service:
@@ -444,10 +446,10 @@ END $$;
 CREATE TRIGGER full_disk AFTER INSERT OR UPDATE OR DELETE ON tasks
     FOR EACH ROW EXECUTE FUNCTION full_disk()
 """
-"""Stands in for a disk that is full: the same SQLSTATE, from the same statements."""
+"""Simulates a full disk: the same statements fail with the same SQLSTATE."""
 
 
-async def test_full_disk_refuses_writes_and_goes_on_reading(
+async def test_service_refuses_writes_but_reads_on_a_full_disk(
     service: Listening, sql: psycopg.Connection
 ) -> None:
     task = await service.create("alice")
@@ -472,7 +474,7 @@ def every_write(service: Listening, task: dict[str, Any]) -> list[Any]:
     ]
 
 
-async def test_read_only_database_refuses_writes_and_goes_on_reading(
+async def test_service_refuses_writes_but_reads_on_a_read_only_database(
     service: Listening, sql: psycopg.Connection
 ) -> None:
     task = await service.create("alice")
@@ -489,7 +491,7 @@ async def test_read_only_database_refuses_writes_and_goes_on_reading(
 
 
 @pytest.mark.parametrize("limits", [(5.0, 0.3), (0.3, 5.0)], ids=["lock", "statement"])
-async def test_timeout_is_503_for_one_row_and_the_connection_is_used_again(
+async def test_timeout_gets_503_and_keeps_the_connection(
     database_url: str, sql: psycopg.Connection, limits: tuple[float, float]
 ) -> None:
     statement, lock = limits
@@ -520,10 +522,10 @@ CREATE TRIGGER slow BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION slow()
 """
 
 
-async def test_two_hundred_clients_of_two_connections_are_all_answered(
+async def test_service_answers_two_hundred_clients_with_two_connections(
     database_url: str, sql: psycopg.Connection
 ) -> None:
-    """Created, or refused before anything was done: what is stored is what was acknowledged."""
+    """Each task is created, or refused without a write. Only acknowledged tasks are stored."""
     sql.execute(SLOW)
     async with listening(database_url, pool_size=2, pool_timeout=0.5) as service:
         answers = await asyncio.gather(
@@ -541,10 +543,10 @@ async def test_two_hundred_clients_of_two_connections_are_all_answered(
         await assert_pool_is_whole(service, sql, 2)
 
 
-async def test_deadlock_is_tried_again_or_503_and_never_half_written(
+async def test_service_repeats_a_deadlock_victim_or_answers_503(
     database_url: str, sql: psycopg.Connection
 ) -> None:
-    """An administrator takes the rows of an erasure in the other order, and is no victim."""
+    """An administrator locks an erasure's rows in the other order, and is not the victim."""
     async with listening(database_url, lock_timeout=3) as service:
         for _ in range(3):
             task = await service.create("alice")
@@ -553,13 +555,13 @@ async def test_deadlock_is_tried_again_or_503_and_never_half_written(
             admin.execute("UPDATE tasks SET priority = 'low' WHERE id = %s", [task["id"]])
             erasing = asyncio.create_task(service.request("DELETE", "/api/account", "alice"))
             await until(lambda: waiting(sql) == 1)
-            # Waits for the erasure, until PostgreSQL ends that and it begins again.
+            # This waits for the erasure until PostgreSQL aborts it. Then the service repeats it.
             await asyncio.to_thread(
                 admin.execute, "UPDATE users SET email = 'a@example.com' WHERE id = 'alice'"
             )
             admin.commit()
         answer = await erasing
-        if answer.status_code != 204:  # once more a victim
+        if answer.status_code != 204:  # the repeated erasure was a victim too
             assert_error(answer, 503)
         count_all = "SELECT count(*) FROM tasks UNION ALL SELECT count(*) FROM users"
         left = [row[0] for row in sql.execute(count_all)]
@@ -580,7 +582,7 @@ def deadlocks(sql: psycopg.Connection) -> int:
 
 @contextmanager
 def with_password(own: OwnPostgres, role: str) -> Iterator[None]:
-    """Make the server ask this login for its password."""
+    """Make the server require a password from this login."""
     rules = own.access_rules
     before = rules.read_text()
     rules.write_text(f"local all {role} scram-sha-256\n{before}")
@@ -728,7 +730,7 @@ def why_refused(url: str) -> str:
     return ""
 
 
-async def test_wrong_password_is_said_at_start_and_survived_while_running(
+async def test_wrong_password_stops_the_start_but_not_a_running_service(
     own: OwnPostgres, own_url: str
 ) -> None:
     execute(own.url, "CREATE ROLE guarded LOGIN PASSWORD 'opensesame' IN ROLE todo_member")
@@ -754,7 +756,7 @@ async def test_wrong_password_is_said_at_start_and_survived_while_running(
         assert secret not in f"{logs} {refused.value}"
 
 
-async def test_older_schema_is_refused_at_start(database_url: str) -> None:
+async def test_service_does_not_start_on_an_older_schema(database_url: str) -> None:
     downgrade(database_url)
     with pytest.raises(StartupError, match="run `todo-api migrate`"):
         await server.check(settings(), database_url)
@@ -767,8 +769,8 @@ def downgrade(url: str) -> None:
         command.downgrade(migrations.configuration(connection), "-1")
 
 
-async def test_newer_schema_is_served(database_url: str, sql: psycopg.Connection) -> None:
-    """As during a rolling update: what is new to us has a default, or may be null."""
+async def test_service_runs_on_a_newer_schema(database_url: str, sql: psycopg.Connection) -> None:
+    """This happens during a rolling update. The new columns have a default or may be null."""
     async with listening(database_url) as service:
         before = await service.create("alice")
         sql.execute("ALTER TABLE tasks ADD COLUMN colour text, ADD COLUMN size int DEFAULT 1")
@@ -796,9 +798,7 @@ Harm = Callable[[str], None]
     [lambda url: execute(url, "DROP TABLE tasks CASCADE"), downgrade],
     ids=["missing", "older"],
 )
-async def test_schema_that_went_away_while_running_is_not_ready(
-    database_url: str, harm: Harm
-) -> None:
+async def test_service_is_not_ready_after_its_schema_is_gone(database_url: str, harm: Harm) -> None:
     async with listening(database_url) as service:
         await service.create("alice")
         assert (await service.request("GET", "/readyz")).status_code == 200
@@ -814,10 +814,10 @@ async def test_schema_that_went_away_while_running_is_not_ready(
         assert (await service.request("GET", "/livez")).status_code == 200
 
 
-async def test_database_that_comes_without_its_schema_is_not_ready_before_it_has_it(
+async def test_service_is_not_ready_until_a_new_database_is_migrated(
     own: OwnPostgres,
 ) -> None:
-    """The service started while there was no database at all."""
+    """The service starts before the database exists."""
     name = f"late_{next(numbers)}"
     async with listening(own.at(name)) as service:
         assert_error(await service.request("GET", "/readyz"), 503)

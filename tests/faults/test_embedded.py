@@ -3,6 +3,7 @@
 Real processes throughout. A `User` is a program that uses the server, to be stopped or killed.
 """
 
+import fcntl
 import os
 import pwd
 import re
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 import todo_api
 from todo_api.database import supervisor
@@ -102,9 +105,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def reachable() -> Iterator[Path]:
+def reachable(run_folder: Path) -> Iterator[Path]:
     """A folder every account can enter: as root, tmp_path is below one that only root can."""
-    made = Path("/tmp", f"todo-api-test-{os.getpid()}")  # noqa: S108
+    made = run_folder / "reachable"
     made.mkdir(mode=0o755)
     yield made
     shutil.rmtree(made)
@@ -422,6 +425,20 @@ def test_a_server_that_refuses_to_start_says_why(folder: Path) -> None:
         EmbeddedPostgres.start(folder)
 
 
+def test_a_server_that_refuses_to_start_leaves_no_link_to_its_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    folder = tmp_path / ("long" * 40) / "postgres"
+    EmbeddedPostgres.start(folder, durable=False).close()
+    (folder / "data" / "PG_VERSION").write_text("9\n")
+    with pytest.raises(StartupError):
+        EmbeddedPostgres.start(folder)
+    assert not list(temporary.iterdir())
+
+
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StartupError, match=r"^DATA_DIR: .*DATABASE_URL$"):
@@ -465,27 +482,101 @@ def test_a_server_on_the_path_will_do(
         assert execute(server.url, "SELECT 1") == [(1,)]
 
 
-@needs_root
-def test_root_can_start_it_below_a_folder_nobody_else_can_enter(
-    tmp_path: Path, user: Callable[..., User]
-) -> None:
-    """Both the data and the program: what `make run` is in a checkout below /root."""
+@pytest.fixture
+def hidden(tmp_path: Path) -> Path:
+    """A home that only root can enter, with the program in it: a checkout below /root."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
-    site = copy_of_the_program(home / "site")
-    folder = home / ".data" / "postgres"
-    only = user(folder, env={"PYTHONPATH": str(site)}, extra_groups=[4])
+    copy_of_the_program(home / "site")
+    return home
+
+
+def use_hidden(user: Callable[..., User], home: Path, folder: str = ".data") -> User:
+    """Start a server below that home, whose program root has to copy for another account."""
+    environment = {"PYTHONPATH": str(home / "site"), "TMPDIR": "/tmp"}  # noqa: S108
+    return user(home / folder / "postgres", env=environment, extra_groups=[4])
+
+
+def copy_of(user: User) -> Path:
+    """The copy of the program that a server runs from."""
+    return Path(psutil.Process(postmaster(user.folder)).exe()).parents[3]
+
+
+def is_locked(copy: Path) -> bool:
+    """Whether a process uses the copy."""
+    try:
+        lock = os.open(copy, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+@needs_root
+def test_root_can_start_it_below_a_folder_nobody_else_can_enter(
+    hidden: Path, user: Callable[..., User]
+) -> None:
+    """Both the data and the program: what `make run` is in a checkout below /root."""
+    only = use_hidden(user, hidden)
     keep(only.url)
-    server = psutil.Process(postmaster(folder))
-    program = Path(server.exe())
+    server = psutil.Process(postmaster(only.folder))
+    copy = copy_of(only)
     assert server.uids().real != 0
     assert server.gids().real != 0
     assert re.search(r"^Groups:\s*$", Path(f"/proc/{server.pid}/status").read_text(), re.MULTILINE)
-    assert not program.is_relative_to(tmp_path)
-    assert home.stat().st_mode & 0o777 == 0o700
+    assert not copy.is_relative_to(hidden)
+    assert hidden.stat().st_mode & 0o777 == 0o700
     only.leave()
-    assert not servers(folder)
-    assert not program.parents[3].exists()
+    assert not servers(only.folder)
+    assert not copy.exists()
+
+
+@needs_root
+def test_a_start_removes_the_copy_of_a_server_that_was_killed_with_all_its_users(
+    hidden: Path, user: Callable[..., User]
+) -> None:
+    first = use_hidden(user, hidden)
+    assert first.url
+    copy, server = copy_of(first), postmaster(first.folder)
+    supervisor_of(first.folder).kill()
+    first.kill()
+    os.kill(server, signal.SIGKILL)
+    eventually(lambda: not is_locked(copy))
+    assert use_hidden(user, hidden, "other").url
+    eventually(lambda: not copy.exists())  # another start may be removing it
+
+
+@needs_root
+def test_a_start_leaves_the_copy_of_a_server_that_runs_without_supervisor(
+    hidden: Path, user: Callable[..., User]
+) -> None:
+    first = use_hidden(user, hidden)
+    keep(first.url)
+    copy = copy_of(first)
+    supervisor_of(first.folder).kill()
+    assert use_hidden(user, hidden, "other").url
+    assert copy.exists()
+    assert kept(first.url)
+    first.leave()
+    eventually(lambda: not is_locked(copy))
+    assert use_hidden(user, hidden, "third").url
+    eventually(lambda: not copy.exists())  # another start may be removing it
+
+
+def test_a_killed_user_leaves_no_link_to_the_socket(
+    tmp_path: Path, user: Callable[..., User]
+) -> None:
+    only = user(tmp_path / ("long" * 40) / "postgres")
+    link = Path(str(conninfo_to_dict(only.url)["host"]))
+    assert link.is_symlink()
+    only.kill()
+    eventually(lambda: not servers(only.folder))
+    assert not link.is_symlink()
 
 
 @needs_root

@@ -1,4 +1,4 @@
-"""A list of a hundred thousand tasks: sent as it is read, never whole in memory."""
+"""A list of 100,000 tasks. The service streams it and never holds all of it in memory."""
 
 import json
 import re
@@ -15,10 +15,10 @@ from support.service import SECRET, token
 
 TASKS = 100_000
 BODY_BYTES = 24_000_000
-"""What such a list has at least."""
+"""The minimum size of such a list."""
 
 MEMORY_BYTES = 8_000_000
-"""What the program may take while it sends one."""
+"""The most memory that the program may use to send it."""
 
 
 def fill(sql: psycopg.Connection, user: str, tasks: int) -> None:
@@ -44,17 +44,17 @@ def program(tmp_path: Path, database_url: str, sql: psycopg.Connection) -> Itera
 
 
 def peak(program: Program) -> int:
-    """Return the most memory that the process has had, in bytes."""
+    """Return the peak memory of the process, in bytes."""
     status = Path(f"/proc/{program.process.pid}/status")
     if not status.exists():
-        pytest.skip("the peak is read from /proc")
+        pytest.skip("this system has no /proc, so the peak is unknown")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
     assert found is not None
     return int(found[1]) * 1024
 
 
 def unread_list(program: Program) -> socket.socket:
-    """Ask for alice's list and do not read the answer."""
+    """Request alice's list, and read only the first line of the answer."""
     host, _, port = program.address.removeprefix("http://").partition(":")
     client = socket.create_connection((host, int(port)), timeout=30)
     request = f"GET /api/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('alice')}\r\n"
@@ -63,7 +63,7 @@ def unread_list(program: Program) -> socket.socket:
     return client
 
 
-def test_large_list_comes_whole_and_memory_stays_flat(program: Program) -> None:
+def test_large_list_arrives_complete_with_little_memory(program: Program) -> None:
     with program.client(token("alice")) as alice:
         assert alice.get("/api/tasks/1").status_code == 200
         before = peak(program)
@@ -76,8 +76,8 @@ def test_large_list_comes_whole_and_memory_stays_flat(program: Program) -> None:
     assert peak(program) - before < MEMORY_BYTES
 
 
-def test_reader_that_stalls_leaves_memory_and_a_connection(program: Program) -> None:
-    """The second large list at once is refused where the pool has two connections."""
+def test_stalled_reader_leaves_memory_and_a_connection_for_others(program: Program) -> None:
+    """With a pool of two connections, a second large list at the same time gets 503."""
     with program.client(token("bob")) as bob:
         assert bob.post("/api/tasks", json={"title": "x"}).status_code == 201
     before = peak(program)
@@ -96,7 +96,7 @@ def test_reader_that_stalls_leaves_memory_and_a_connection(program: Program) -> 
 
 
 def read_end(client: socket.socket) -> bytes:
-    """Read to the end of the list, or of the connection, and return the last bytes."""
+    """Read until the list or the connection ends, and return the last bytes."""
     end = b""
     with suppress(ConnectionResetError):
         while not end.endswith(b"0\r\n\r\n") and (data := client.recv(1 << 20)):
@@ -104,15 +104,15 @@ def read_end(client: socket.socket) -> bytes:
     return end
 
 
-def test_reader_that_leaves_gives_its_connection_back(program: Program) -> None:
+def test_reader_that_disconnects_releases_its_connection(program: Program) -> None:
     for _ in range(5):
         unread_list(program).close()
-        with program.client(token("alice")) as alice:  # refused while the one before counts
+        with program.client(token("alice")) as alice:  # 503 while the closed list still counts
             while alice.get("/api/tasks").status_code == 503:
                 pass
 
 
-def test_list_that_breaks_off_is_not_taken_for_a_whole_one(
+def test_client_can_detect_an_incomplete_list(
     program: Program, sql: psycopg.Connection, tmp_path: Path
 ) -> None:
     with closing(unread_list(program)) as client:

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import time
 from asyncio import to_thread
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,7 @@ from todo_api.http.body import MAXIMUM_BYTES
 KEYS = {"BETTER_AUTH_SECRET": SECRET, "LOG_FORMAT": "json"}
 FIELDS = {
     *("request_id", "method", "route", "status", "ms", "user", "error"),
-    *("event", "level", "timestamp"),
+    *("reason", "event", "level", "timestamp"),
 }
 
 ERROR_FIELDS = ("event", "level", "error", "cause", "request_id")
@@ -64,7 +65,7 @@ CASES = {
     "create": Case("POST", "/api/tasks", 201, TASKS, headers=JSON, body=b'{"title": "x"}'),
     "no-token": Case("GET", "/api/tasks", 401, TASKS, "Unauthorized", signed_in=False),
     "bad-token": Case(
-        *("GET", "/api/tasks", 401, TASKS, "InvalidToken", False),
+        *("GET", "/api/tasks", 401, TASKS, "ExpiredToken", False),
         headers={"Authorization": f"Bearer {token('alice', exp=1)}"},
     ),
     "forbidden": Case("GET", "/api/bob/tasks", 403, USER_TASKS, "Forbidden"),
@@ -171,6 +172,56 @@ def test_every_request_is_one_line_with_its_route(tmp_path: Path, database_url: 
         assert (line["user"] is not None) == case.signed_in, name
     methods = {name: line["method"] for name, line in lines.items()}
     assert methods == {name: case.verb for name, case in CASES.items()}
+
+
+REFUSED: Mapping[str, tuple[dict[str, str], str, str]] = {
+    "none": ({}, "Unauthorized", "no Authorization header"),
+    "basic": (
+        {"Authorization": f"Basic {MARK}"},
+        "Unauthorized",
+        "the Authorization header has no bearer token",
+    ),
+    "session": (
+        {"Authorization": f"Bearer {MARK}"},
+        "InvalidToken",
+        "form: not a JWT, which has three base64url segments",
+    ),
+    "issuer": (
+        bearer(MARK, iss="https://other.example"),
+        "InvalidToken",
+        'iss: expected "https://app.example", received "https://other.example"',
+    ),
+    "late": (
+        bearer(MARK, iss="https://app.example", exp=1_700_000_000, iat=None),
+        "ExpiredToken",
+        "received 2023-11-14T22:13:20.000Z",
+    ),
+    "early": (
+        bearer(MARK, iss="https://app.example", iat=4_000_000_000),
+        "InvalidToken",
+        "received 2096-10-02T07:06:40.000Z",
+    ),
+}
+
+
+def test_line_of_a_refused_token_says_why(tmp_path: Path, database_url: str) -> None:
+    """The line shows both times, so that a wrong clock is found. It shows no token and no user."""
+    variables = {"BETTER_AUTH_ISSUER": "https://app.example", "RATE_LIMIT_FAILURES": "4"}
+    with logging(tmp_path, database_url, **variables) as (_, client, log):
+        for name, (headers, error, reason) in REFUSED.items():
+            client.get(TASKS, headers={**headers, "X-Request-ID": name})
+            line = log.of(name)
+            assert (line["error"], line["user"]) == (error, None)
+            assert line["reason"].endswith(reason), line
+        headers = {**REFUSED["issuer"][0], "X-Request-ID": "limited"}
+        client.get(TASKS, headers=headers)
+        limited = log.of("limited")
+        assert (limited["error"], limited["reason"]) == ("TooManyRequests", REFUSED["issuer"][2])
+        good = bearer(MARK, iss="https://app.example")
+        client.get(TASKS, headers={**good, "X-Request-ID": "good"})
+        assert log.of("good")["reason"] is None
+    assert MARK not in log.text
+    assert "eyJ" not in log.text
 
 
 def leave(program: Program, *parts: bytes, when: Callable[[], object]) -> None:
@@ -351,6 +402,20 @@ def test_broken_pipes_do_not_stop_the_service(
     finally:
         process.terminate()
     assert process.wait(15) == 0
+
+
+@pytest.mark.parametrize(("level", "shown"), [("info", "WARNING"), ("error", "ERROR")])
+def test_libraries_log_no_routine_events(level: str, shown: str) -> None:
+    """Such as each fetch of the key set by httpx2."""
+    code = (
+        "import logging; from todo_api.http.logs import configure_logging as configure;"
+        "from todo_api.settings import Settings;"
+        f"configure(Settings.model_construct(log_level={level!r}));"
+        "names = 'uvicorn.error', 'alembic.runtime.migration', 'httpx2', 'httpcore2.http11';"
+        "print({logging.getLevelName(logging.getLogger(n).getEffectiveLevel()) for n in names})"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert printed.decode() == f"{{{shown!r}}}\n"
 
 
 def answers(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""The session of the README, typed as it stands."""
+"""The README's example session, run unchanged."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def normal(text: str) -> str:
-    """Leave out what differs from run to run: ids, versions and times."""
+    """Replace ids, versions and times, because they differ between runs."""
     text = re.sub(r'"id":\d+', '"id":N', text.replace("\r", "").strip())
     text = re.sub(r"/api/tasks/\d+", "/api/tasks/N", text)
     text = re.sub(r'"version":\d+', '"version":N', text)
@@ -19,7 +19,7 @@ def normal(text: str) -> str:
 
 
 def session() -> tuple[list[str], str]:
-    """Return the commands of the README, and everything that they are said to print."""
+    """Return the README's commands and their expected output."""
     block = README.read_text().split("## Use it")[1].split("```console\n")[1].split("```")[0]
     lines = block.splitlines()
     commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]

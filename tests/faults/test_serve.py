@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx2
 import psutil
@@ -48,6 +49,34 @@ def test_printed_line_creates_a_task_that_outlives_the_program(tmp_path: Path) -
         assert client.get("/api/demo/tasks").json() == [created.json()]
         assert program.stop(signal.SIGINT) == 0
     assert (tmp_path / "log").read_text() == ""
+
+
+def test_start_says_which_database_is_served(tmp_path: Path, database_url: str) -> None:
+    name, _, host = database_url.rpartition("/")[2].partition("?host=")
+    with serving(tmp_path, DATABASE_URL=database_url, **KEYS) as program:
+        assert program.database == f"{name} on {unquote(host)}"
+        wait_for(lambda: accepts(program))
+        assert program.stop() == 0
+    assert (tmp_path / "log").read_text() == ""
+    with serving(tmp_path, DATA_DIR="here", **KEYS) as program:
+        assert program.database == "embedded, under here"
+        wait_for(lambda: accepts(program))
+        assert program.stop() == 0
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert json.loads(line)["level"] == "warning"
+    assert json.loads(line)["reason"].startswith("DATABASE_URL (or NEON_DATABASE_URL, NEON_DB_URL)")
+
+
+def test_broken_line_of_the_env_file_serves_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text('PORT=0\nDATABASE_URL="postgresql://u:hunter2@db.example/x\n')
+    problem = ".env line 2: cannot be parsed; write NAME=value, and close every quote"
+    for name in ("serve", "migrate", "restored", "token"):
+        done = run(tmp_path, *[name, "alice"][: 2 if name == "token" else 1])
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"todo-api: {problem}\n"
+    checked = run(tmp_path, "check")
+    assert (checked.returncode, checked.stdout) == (1, f"failure  settings: {problem}\n")
+    assert not (tmp_path / ".data").exists()
 
 
 def test_every_acknowledged_task_survives_kill_9(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ def run(module: str, *arguments: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -1,4 +1,4 @@
-"""A real Better Auth signs users up and issues the tokens."""
+"""Tests with a real Better Auth. It signs users up and issues the tokens."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ def _node() -> None:
 async def signed_up(
     issuer_url: str, database_url: str, folder: Path, **options: Any
 ) -> AsyncIterator[tuple[Issuer, Service, Session]]:
-    """Better Auth, the service that trusts it, and a user."""
+    """Start Better Auth and the service that trusts it, and sign a user up."""
     async with (
         Issuer.start(issuer_url, **options) as issuer,
         running_service(
@@ -83,10 +83,24 @@ async def test_user_signs_up_and_works_with_tasks(
         assert (await call("GET", tasks)).json() == []
 
 
-async def test_nothing_else_that_it_signs_gets_in(
+@pytest.mark.parametrize("path", ["/api/auth", "/auth"])
+async def test_base_url_may_have_a_path(
+    empty_database_url: str, database_url: str, short_folder: Path, path: str
+) -> None:
+    """`BETTER_AUTH_URL` is the same value as `baseURL`; issuer and audience are its origin."""
+    async with signed_up(empty_database_url, database_url, short_folder, path=path) as (
+        issuer,
+        service,
+        ada,
+    ):
+        assert issuer.url.endswith(path)
+        assert await status(service, await issuer.token(ada)) == 200
+
+
+async def test_service_refuses_other_tokens_of_better_auth(
     empty_database_url: str, database_url: str, short_folder: Path
 ) -> None:
-    """The service shares Better Auth's secret and trusts its key set, both."""
+    """The service shares Better Auth's secret and also trusts its key set."""
     options: dict[str, Any] = {"resources": ["https://api.example"], "cookie_cache": "secret"}
     async with (
         Issuer.start(empty_database_url, **options) as issuer,
@@ -123,10 +137,10 @@ async def test_nothing_else_that_it_signs_gets_in(
         assert len(bodies) == 1
 
 
-async def test_session_cookie_signed_with_the_key_set_is_refused(
+async def test_service_refuses_a_session_cookie_signed_with_the_key_set(
     empty_database_url: str, database_url: str, short_folder: Path
 ) -> None:
-    """It carries our user's `sub` and our issuer: only `typ` and `aud` tell it from a token."""
+    """The cookie has our user's `sub` and our issuer. Only its `typ` and `aud` differ."""
     async with signed_up(
         empty_database_url, database_url, short_folder, cookie_cache="key set"
     ) as (issuer, service, ada):
@@ -134,7 +148,7 @@ async def test_session_cookie_signed_with_the_key_set_is_refused(
         assert await status(service, await issuer.token(ada)) == 200
 
 
-async def test_provider_token_for_our_audience_is_told_by_its_issuer(
+async def test_service_refuses_a_provider_token_for_our_audience(
     empty_database_url: str, database_url: str, short_folder: Path
 ) -> None:
     audience = "https://api.example"
@@ -146,7 +160,7 @@ async def test_provider_token_for_our_audience_is_told_by_its_issuer(
         assert await status(service, await issuer.token(ada)) == 200
 
 
-async def test_rotation_and_withdrawal(
+async def test_service_follows_rotation_and_withdrawal(
     empty_database_url: str,
     database_url: str,
     short_folder: Path,
@@ -177,7 +191,7 @@ async def test_token_expires(
     short_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("todo_api.auth.tokens.LEEWAY", 0.0)
+    monkeypatch.setattr("todo_api.auth.tokens.LEEWAY", 3600.0)
     async with signed_up(empty_database_url, database_url, short_folder, expiration_time="1s") as (
         issuer,
         service,
@@ -185,6 +199,7 @@ async def test_token_expires(
     ):
         token = await issuer.token(ada)
         assert await status(service, token) == 200
+        monkeypatch.setattr("todo_api.auth.tokens.LEEWAY", 0.0)
         async with asyncio.timeout(30):
             while await status(service, token) == 200:
                 await asyncio.sleep(0.05)
@@ -192,7 +207,7 @@ async def test_token_expires(
 
 
 @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "ES512", "RS256", "PS256"])
-async def test_every_algorithm(
+async def test_service_accepts_every_algorithm(
     empty_database_url: str, database_url: str, short_folder: Path, algorithm: str
 ) -> None:
     async with signed_up(empty_database_url, database_url, short_folder, algorithm=algorithm) as (
@@ -207,7 +222,7 @@ async def test_every_algorithm(
         assert await status(service, f"{head}.{signature[:10]}{flipped}{signature[11:]}") == 401
 
 
-async def test_custom_issuer_and_audience(
+async def test_service_checks_a_custom_issuer_and_audience(
     empty_database_url: str, database_url: str, short_folder: Path
 ) -> None:
     custom = {"issuer": "https://issuer.example", "audience": "https://audience.example"}
@@ -224,7 +239,7 @@ async def test_custom_issuer_and_audience(
 
 
 @pytest.mark.parametrize("kind", ["uuid", "serial"])
-async def test_other_kinds_of_user_id(
+async def test_service_accepts_other_kinds_of_user_id(
     empty_database_url: str, database_url: str, short_folder: Path, kind: str
 ) -> None:
     async with signed_up(empty_database_url, database_url, short_folder, user_ids=kind) as (
@@ -239,7 +254,7 @@ async def test_other_kinds_of_user_id(
         assert created.json()["user_id"] == ada.user_id
 
 
-async def test_front_end_that_shares_the_secret_mints_hs256(
+async def test_front_end_can_sign_hs256_tokens_with_the_shared_secret(
     empty_database_url: str, database_url: str, short_folder: Path
 ) -> None:
     async with signed_up(empty_database_url, database_url, short_folder) as (_, service, ada):
@@ -259,7 +274,7 @@ async def test_large_avatar_makes_the_token_too_long(
 
 
 @pytest.mark.parametrize("hook", ["beforeDelete", "afterDelete"])
-async def test_deleting_the_user_erases_his_tasks(
+async def test_deleting_a_user_erases_their_tasks(
     tmp_path: Path,
     empty_database_url: str,
     database_url: str,
@@ -267,7 +282,7 @@ async def test_deleting_the_user_erases_his_tasks(
     hook: Any,
     unused_port: int,
 ) -> None:
-    """Better Auth's hook calls the service, which runs as a program of its own."""
+    """Better Auth's hook calls the service, and the service runs as a separate program."""
     api_url = f"http://127.0.0.1:{unused_port}"
     async with Issuer.start(empty_database_url, api_url=api_url, delete_hook=hook) as issuer:
         environment = {"DATABASE_URL": database_url, "BETTER_AUTH_URL": issuer.url}
@@ -287,10 +302,10 @@ async def sign_up(issuer: Issuer) -> Session:
     return await issuer.sign_up("ada@example.com", PASSWORD, "Ada")
 
 
-async def test_account_stays_where_the_service_is_down(
+async def test_account_stays_if_the_service_is_down(
     empty_database_url: str, unused_port: int
 ) -> None:
-    """A `beforeDelete` hook that throws keeps user and tasks; the user may try again."""
+    """If a `beforeDelete` hook throws, user and tasks stay, so the user can try again."""
     async with Issuer.start(
         empty_database_url, api_url=f"http://127.0.0.1:{unused_port}", delete_hook="beforeDelete"
     ) as issuer:

@@ -70,10 +70,11 @@ class Issuer:
     """A running Better Auth. Made by `start`."""
 
     url: str
-    """Its origin: what `BETTER_AUTH_URL` must be."""
+    """Its `baseURL`: what `BETTER_AUTH_URL` must be."""
 
-    def __init__(self, url: str, client: httpx2.AsyncClient) -> None:
-        self.url = url
+    def __init__(self, url: str, path: str, client: httpx2.AsyncClient) -> None:
+        self.url = f"{url}{path}"
+        self._base = path or "/api/auth"
         self._client = client
 
     @classmethod
@@ -96,6 +97,7 @@ class Issuer:
         api_url: str | None = None,
         delete_hook: Literal["beforeDelete", "afterDelete"] = "beforeDelete",
         folder: Path | None = None,
+        path: str = "",
     ) -> AsyncIterator[Self]:
         """Run Better Auth on an empty database, or on one that it has used before.
 
@@ -117,6 +119,7 @@ class Issuer:
             resources: the addresses that the OAuth provider issues tokens for; None: no provider.
             api_url: our service. When a user is deleted, `DELETE {api_url}/api/account` is called.
             delete_hook: when it is called.
+            path: of its `baseURL`, such as `/auth`.
             folder: files to serve at `/`, beside Better Auth's own client at `/client.js`.
         """
         config = {
@@ -134,6 +137,7 @@ class Issuer:
             "resources": resources,
             "apiUrl": api_url,
             "deleteHook": delete_hook,
+            "path": path,
             "folder": None if folder is None else str(folder),
         }
         async with (
@@ -143,7 +147,7 @@ class Issuer:
                 base_url=url, headers={"Origin": url}, trust_env=False, timeout=_START_SECONDS
             ) as client,
         ):
-            yield cls(url, client)
+            yield cls(url, path, client)
 
     async def sign_up(
         self, email: str, password: str, name: str, image: str | None = None
@@ -158,7 +162,7 @@ class Issuer:
 
     async def token(self, session: Session) -> str:
         """Return a JWT for the service, fresh at every call."""
-        answer = await self._send("GET", "/api/auth/token", session)
+        answer = await self._send("GET", f"{self._base}/token", session)
         return str(answer.json()["token"])
 
     async def sign(self, **claims: object) -> str:
@@ -202,7 +206,7 @@ class Issuer:
         }
         redirect = await self._send(
             "GET",
-            "/api/auth/oauth2/authorize",
+            f"{self._base}/oauth2/authorize",
             session,
             params={
                 **asked,
@@ -215,7 +219,7 @@ class Issuer:
         )
         answer = await self._send(
             "POST",
-            "/api/auth/oauth2/token",
+            f"{self._base}/oauth2/token",
             data={
                 **asked,
                 "grant_type": "authorization_code",
@@ -230,7 +234,7 @@ class Issuer:
     async def delete_user(self, session: Session, password: str) -> httpx2.Response:
         """Delete the account, and return the answer, which may be a refusal by the hook."""
         return await self._request(
-            "POST", "/api/auth/delete-user", session, json={"password": password}
+            "POST", f"{self._base}/delete-user", session, json={"password": password}
         )
 
     async def rotate_key(self) -> str:
@@ -250,7 +254,7 @@ class Issuer:
         await self._control("fail-jwks", mode=mode)
 
     async def _sign(self, direction: str, body: Mapping[str, str]) -> Session:
-        answer = await self._send("POST", f"/api/auth/sign-{direction}/email", json=body)
+        answer = await self._send("POST", f"{self._base}/sign-{direction}/email", json=body)
         return Session(
             answer.json()["user"]["id"],
             answer.json()["token"],

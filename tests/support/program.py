@@ -22,6 +22,11 @@ class Program:
         self.address = self._read(r"listening on (http://\S+)")
 
     @cached_property
+    def database(self) -> str:
+        """The database that it says it serves."""
+        return self._read(r"^Database: (.+)$")
+
+    @cached_property
     def example_token(self) -> str:
         """The token of the curl line that development mode prints."""
         return self._read(r"Bearer ([\w.-]+)")
@@ -67,11 +72,19 @@ def command(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str, **variables: str) -> Iterator[Program]:
-    """Run `todo-api serve` in a folder on a free port, and end it afterwards."""
+def serving(
+    folder: Path, *arguments: str, prelude: str | None = None, **variables: str
+) -> Iterator[Program]:
+    """Run `todo-api serve` in a folder on a free port, and end it afterwards.
+
+    The program's own process runs the Python code `prelude` first.
+    """
     log = (folder / "log").open("w")
+    program = command("serve", "--port", "0", *arguments)
+    if prelude is not None:
+        program[1:3] = ["-c", f"from todo_api import cli, server\n{prelude}\ncli.main()"]
     process = subprocess.Popen(
-        command("serve", "--port", "0", *arguments),
+        program,
         cwd=folder,
         env=environment(**variables),
         stdout=subprocess.PIPE,

@@ -1,7 +1,9 @@
 """An issuer's key set on loopback, with keys of our own making and every way to misbehave."""
 
 import asyncio
+import gzip
 import json
+import ssl
 import time
 from email.utils import formatdate
 from types import TracebackType
@@ -11,7 +13,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
-Mode = Literal["ok", "error", "html", "redirect", "large", "endless", "drip", "hang", "gzip"]
+Mode = Literal["ok", "error", "html", "redirect", "large", "endless", "drip", "hang"]
+Encoding = Literal["gzip", "br", "not gzip", "cut", "bomb"]
 
 
 class SigningKey:
@@ -31,10 +34,14 @@ class SigningKey:
 class Publisher:
     """Publishes `keys` at `/api/auth/jwks`, and counts who asks."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.key = SigningKey("first")
         self.keys: list[Any] = [self.key.published]
         self.mode: Mode = "ok"
+        self.encoding: Encoding | None = None
+        self.age: int | None = None
+        """Answer like a cache, with a copy that is so many seconds old."""
         self.clock_offset: float | None = 0.0
         """Seconds that our clock is ahead; None: we do not say what time it is."""
         self.hold: asyncio.Event | None = None
@@ -47,7 +54,7 @@ class Publisher:
     @property
     def url(self) -> str:
         """What `BETTER_AUTH_URL` must be."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}"
 
     def rotate(self, name: str, *, keep: bool = True) -> SigningKey:
         """Sign with a new key from now on; publish the old ones too, or not."""
@@ -64,7 +71,9 @@ class Publisher:
 
     async def start(self) -> None:
         """Listen; after `stop`, on the same port."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", self._port, ssl=self._tls
+        )
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -114,10 +123,10 @@ class Publisher:
             body = b"<html>"
         elif self.mode == "large":
             body = body.ljust(10_000_000)
-        elif self.mode == "gzip":
-            head += "\r\nContent-Encoding: gzip"
-        if self.clock_offset is not None:
-            head += f"\r\nDate: {formatdate(time.time() + self.clock_offset, usegmt=True)}"
+        if self.encoding is not None:
+            name, body = _encoded(self.encoding, body)
+            head += f"\r\nContent-Encoding: {name}"
+        head += self._times()
         length = len(body)
         endless = self.mode in {"endless", "drip", "hang"}
         framing = "Connection: close" if endless else f"Content-Length: {length}"
@@ -129,3 +138,22 @@ class Publisher:
             await asyncio.sleep(0 if self.mode == "endless" else 0.02)
         writer.write(body)
         await writer.drain()
+
+    def _times(self) -> str:
+        """Return the header fields about the time."""
+        fields = "" if self.age is None else f"\r\nAge: {self.age}"
+        if self.clock_offset is not None:
+            fields += f"\r\nDate: {formatdate(time.time() + self.clock_offset, usegmt=True)}"
+        return fields
+
+
+def _encoded(encoding: Encoding, body: bytes) -> tuple[str, bytes]:
+    """Return the name of an encoding, and a body that fits it or not."""
+    if encoding == "br":
+        return "br", body
+    if encoding == "not gzip":
+        return "gzip", body
+    if encoding == "bomb":
+        return "gzip", gzip.compress(bytes(10_000_000))
+    compressed = gzip.compress(body)
+    return "GZIP", compressed[:-20] if encoding == "cut" else compressed

@@ -14,9 +14,9 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    """Wait, without a loop, until the condition holds; after fifteen seconds the test fails."""
-    deadline = time.monotonic() + 15
+def wait_for(condition: Callable[[], object], seconds: float = 15) -> None:
+    """Wait, without a loop, until the condition holds; after so many seconds the test fails."""
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen"
         time.sleep(0.01)  # what happens in another process has no event to wait for

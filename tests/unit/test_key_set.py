@@ -9,7 +9,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from todo_api.auth.key_set import SMALL_ORDER, FetchFailed, KeyRefused, read_key, read_key_set
+from todo_api.auth.issuer import FetchFailed
+from todo_api.auth.key_set import (
+    SHOWN_REFUSALS,
+    SMALL_ORDER,
+    KeyRefused,
+    Published,
+    read_key,
+    read_key_set,
+)
 
 ED25519 = OKPAlgorithm.to_jwk(Ed25519PrivateKey.generate().public_key(), as_dict=True)
 P256 = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
@@ -122,20 +130,40 @@ def test_bad_keys_are_left_out_and_good_ones_kept() -> None:
             "nonsense",
         )
     )
-    assert {name: key.algorithm for name, key in keys.items()} == {
+    assert {name: key.algorithm for name, key in keys.keys.items()} == {
         "good": "EdDSA",
         "also good": "ES256",
     }
 
 
 def test_key_without_an_id_is_kept() -> None:
-    assert list(read_key_set(key_set(ED25519))) == [""]
-    assert list(read_key_set(key_set({**ED25519, "kid": 5}))) == [""]
+    assert list(read_key_set(key_set(ED25519)).keys) == [""]
+    assert list(read_key_set(key_set({**ED25519, "kid": 5})).keys) == [""]
 
 
 def test_set_may_be_empty_or_without_a_safe_key() -> None:
-    assert read_key_set(key_set()) == {}
-    assert read_key_set(key_set({"kty": "oct", "k": "AAAA"}, P384)) == {}
+    assert read_key_set(key_set()) == Published({}, ())
+    refused = read_key_set(key_set({"kty": "oct", "k": "AAAA"}, {**P384, "kid": "a"}))
+    assert refused.keys == {}
+    assert refused.refused == (
+        'kid "": a private or symmetric key',
+        'kid "a": the type "EC P-384" is not supported',
+    )
+
+
+def test_reason_for_a_refused_key_names_it() -> None:
+    keys = [{**ED25519, "kid": "twice"}, {**P256, "kid": "twice"}]
+    keys += [{**RSA2048, "kid": f"\x1b{number}", "alg": "RS512"} for number in range(9)]
+    published = read_key_set(key_set(*keys))
+    assert published.keys == {}
+    assert published.refused[:3] == (
+        'kid "twice": the kid is not unique',
+        'kid "twice": the kid is not unique',
+        r'kid "\u001b0": alg "RS512" is not supported for this type, RS256 or PS256 is',
+    )
+    assert len(published.refused) == 11
+    assert published.refused_in_short.count("; ") == SHOWN_REFUSALS
+    assert published.refused_in_short.endswith("; and 6 more")
 
 
 @pytest.mark.parametrize(

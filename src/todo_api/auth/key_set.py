@@ -8,14 +8,11 @@ find a rotated key for half a minute.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx2
 import jiter
 import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -24,12 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.exceptions import PyJWTError
 
-from todo_api.auth.tokens import SYNONYMS, Key, Verifier
-from todo_api.settings import is_loopback
-
-MAXIMUM_BYTES = 65_536
-MAXIMUM_SECONDS = 5.0
-"""Limits of one fetch, from the first byte to the last."""
+from todo_api.auth.issuer import Clocks, FetchFailed, fetch
+from todo_api.auth.tokens import LEEWAY, SYNONYMS, Key, Verifier, shown
 
 REFRESH_SECONDS = 300.0
 """The time between two fetches, after which a withdrawn key stops working."""
@@ -42,6 +35,12 @@ WINDOW_SECONDS = 10.0
 
 FIRST_WINDOW_SECONDS = 1.0
 """The same until the first set is loaded, because every token needs it."""
+
+CLOCK_SECONDS = 2.0
+"""A smaller difference between the issuer's clock and ours is not worth a warning."""
+
+SHOWN_REFUSALS = 5
+"""The log and `todo-api check` name at most so many refused keys."""
 
 RSA_BITS = range(2048, 8193)
 """RFC 7518, section 3.3, requires the minimum; the maximum bounds the cost of a signature."""
@@ -77,10 +76,6 @@ class KeyRefused(Exception):
     """A key of the set is not safe. The message is the reason."""
 
 
-class FetchFailed(Exception):
-    """The key set could not be fetched. The message is the reason, without the address."""
-
-
 class KeySet:
     """The keys at one address. A `Verifier` gets them whenever they change."""
 
@@ -93,6 +88,8 @@ class KeySet:
         self._loading: asyncio.Task[bool] | None = None
         self._asked_at = float("-inf")
         self._fetched_at = float("-inf")
+        self._refused: Sequence[str] = ()
+        self._clocks: Clocks | None = None
 
     @asynccontextmanager
     async def kept_fresh(self) -> AsyncIterator[None]:
@@ -116,6 +113,15 @@ class KeySet:
     def age(self) -> float:
         """The seconds since the set was fetched, infinite until then."""
         return self._clock() - self._fetched_at
+
+    @property
+    def issuer_ahead(self) -> float:
+        """The most seconds that the issuer's clock can be ahead of ours; negative if behind.
+
+        Tokens allow for a difference of `LEEWAY` in both directions, so it is never beyond that.
+        """
+        most = self._clocks.most if self._clocks else LEEWAY
+        return max(-LEEWAY, min(most, LEEWAY))
 
     async def refresh(self) -> None:
         """Fetch the set for an unknown key, at most once in `WINDOW_SECONDS`.
@@ -148,62 +154,53 @@ class KeySet:
 
     async def _fetch_and_use(self) -> bool:
         try:
-            keys = read_key_set((await fetch(self._url)).content)
+            fetched = await fetch(self._url)
+            published = read_key_set(fetched.content)
         except Exception as error:  # noqa: BLE001  the last good keys stay after any error
             reason = str(error) if isinstance(error, FetchFailed) else type(error).__name__
             log.warning("key set not loaded, keeping the last good one", reason=reason)
             return False
         self._fetched_at = self._clock()
-        if keys != self._verifier.keys.published:
-            self._verifier.replace_keys(replace(self._verifier.keys, published=keys))
-            log.info("key set loaded", algorithms=sorted(key.algorithm for key in keys.values()))
+        self._clocks = fetched.clocks
+        if fetched.clocks and abs(seconds := fetched.clocks.difference) > CLOCK_SECONDS:
+            log.warning("the issuer's clock differs from ours", ahead_seconds=round(seconds))
+        self._use(published)
         return True
+
+    def _use(self, published: "Published") -> None:
+        if published.refused and published.refused != self._refused:
+            log.warning("keys refused", reasons=published.refused_in_short)
+        self._refused = published.refused
+        keys = published.keys
+        if keys == self._verifier.keys.published:
+            return
+        self._verifier.replace_keys(replace(self._verifier.keys, published=keys))
+        algorithms = sorted(key.algorithm for key in keys.values())
+        if keys:
+            log.info("key set loaded", algorithms=algorithms)
+        else:
+            log.warning("the key set has no usable key", refused=len(published.refused))
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """The issuer's response, with its `Date` header if it has one."""
+class Published:
+    """The usable keys of a set by `kid`, and the reason for each key that is not used."""
 
-    content: bytes
-    date: str | None
+    keys: Mapping[str, Key]
+    refused: Sequence[str]
 
-
-async def fetch(url: str) -> Fetched:
-    """Fetch a key set, within the limits of this module. Raises `FetchFailed`.
-
-    Redirects are refused, because an attacker who can cause one would choose our keys.
-    """
-    # Compression is refused, so that the limit also bounds what is parsed.
-    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-    # A proxy could answer anything, so an issuer on this machine is asked directly.
-    through_proxy = not is_loopback(urlsplit(url).hostname or "")
-    content = bytearray()
-    try:
-        async with (
-            asyncio.timeout(MAXIMUM_SECONDS),
-            httpx2.AsyncClient(
-                headers=headers, follow_redirects=False, trust_env=through_proxy
-            ) as client,
-            client.stream("GET", url) as response,
-        ):
-            if response.status_code != HTTPStatus.OK:
-                raise FetchFailed(f"the issuer answered with status {response.status_code}")
-            async for chunk in response.aiter_raw():
-                content += chunk
-                if len(content) > MAXIMUM_BYTES:
-                    raise FetchFailed(f"the answer is over {MAXIMUM_BYTES} bytes")
-    except TimeoutError:
-        raise FetchFailed("no complete answer in time") from None
-    except (httpx2.HTTPError, OSError) as error:
-        raise FetchFailed(f"no answer ({type(error).__name__})") from error
-    return Fetched(bytes(content), response.headers.get("date"))
+    @property
+    def refused_in_short(self) -> str:
+        """The first reasons, and how many there are beyond them."""
+        more = len(self.refused) - SHOWN_REFUSALS
+        rest = [f"and {more} more"] if more > 0 else []
+        return "; ".join([*self.refused[:SHOWN_REFUSALS], *rest])
 
 
-def read_key_set(content: bytes) -> dict[str, Key]:
-    """Return the safe keys of a set (RFC 7517) by `kid`, and leave out the others.
+def read_key_set(content: bytes) -> Published:
+    """Return the keys of a set (RFC 7517): the safe ones, and why the others are not used.
 
-    The result may be empty, and then no token is valid. Raises `FetchFailed` if the content is not
-    a key set.
+    Without a safe key, no token is valid. Raises `FetchFailed` if the content is not a key set.
     """
     try:
         members = jiter.from_json(content, allow_inf_nan=False, catch_duplicate_keys=True)["keys"]
@@ -212,17 +209,18 @@ def read_key_set(content: bytes) -> dict[str, Key]:
     if not isinstance(members, list):
         raise FetchFailed("the answer is not a JSON key set")
     keys: dict[str, Key] = {}
+    refused: list[str] = []
     # Two keys with one `kid` are both refused, because a token does not say which of them it means.
     uses = Counter(_key_id(member) for member in members)
-    unique = [member for member in members if uses[_key_id(member)] == 1]
-    if len(unique) < len(members):
-        log.warning("keys refused", reason="kid is not unique")
-    for member in unique:
+    for member in members:
+        key_id = _key_id(member)
         try:
-            keys[_key_id(member)] = read_key(member)
+            if uses[key_id] > 1:
+                raise KeyRefused("the kid is not unique")  # noqa: TRY301  refused like any other
+            keys[key_id] = read_key(member)
         except KeyRefused as refusal:
-            log.warning("key refused", reason=str(refusal))
-    return keys
+            refused.append(f"kid {shown(key_id)}: {refusal}")
+    return Published(keys, tuple(refused))
 
 
 def read_key(member: Any) -> Key:
@@ -241,11 +239,12 @@ def read_key(member: Any) -> Key:
         raise KeyRefused("not for signatures")
     kind = f"{member.get('kty')} {member.get('crv', '')}"
     if kind not in _KINDS:
-        raise KeyRefused("unsupported type or curve")
+        raise KeyRefused(f"the type {shown(kind.strip())} is not supported")
     library, algorithms = _KINDS[kind]
     algorithm = str(member.get("alg", algorithms[0]))
     if algorithm not in algorithms:
-        raise KeyRefused("alg does not fit the type")
+        supported = " or ".join(algorithms)
+        raise KeyRefused(f"alg {shown(algorithm)} is not supported for this type, {supported} is")
     try:
         material = library.from_jwk(member)
     except (PyJWTError, UnsupportedAlgorithm, ValueError, TypeError, AttributeError):

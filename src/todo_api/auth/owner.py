@@ -1,4 +1,4 @@
-"""Authentication, before anything else of a request is read."""
+"""Authentication. It runs before the service reads anything else of a request."""
 
 import time
 from collections.abc import Callable
@@ -13,18 +13,18 @@ from todo_api.request_context import HeaderFields, RequestContext
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A user whose token was verified. Only this module makes one; nothing else proves access."""
+    """A user whose token was verified. Only this module creates one, as the proof of access."""
 
     id: str
     email: str | None
     issued_at: float | None
-    """When the token was issued, in seconds since the epoch, if it says so."""
+    """When the token was issued, in seconds since the epoch, or None if the token has no `iat`."""
 
 
 class Authenticator:
     """Turns a request's `Authorization` header into an `Owner`.
 
-    Without I/O, save where the token names a key that was published after our copy of the set.
+    It needs I/O only for a token whose key is not in our copy of the key set.
     """
 
     def __init__(
@@ -42,12 +42,13 @@ class Authenticator:
     async def owner(self, context: RequestContext, named: str | None = None) -> Owner:
         """Return the user who sent the request.
 
-        A user who is `named` in the path has to be the token's user. Raises `Unauthorized`,
+        If the path names a user (`named`), it must be the token's user. Raises `Unauthorized`,
         `Forbidden`, `TooManyRequests` or `KeysUnavailable`.
         """
         try:
             identity = await self._identify(_bearer_token(context.headers))
-        except InvalidToken:
+        except InvalidToken as refusal:
+            context.reason = refusal.reason  # the log keeps it if a 429 replaces the 401
             self._rate_limits.count_failure(context.client_address)
             raise
         context.user = identity.subject
@@ -57,7 +58,7 @@ class Authenticator:
         return Owner(identity.subject, identity.email, identity.issued_at)
 
     async def _identify(self, token: str) -> Identity:
-        for _ in range(2):  # the first ask may join a fetch that began before the key was made
+        for _ in range(2):  # the first refresh may join a fetch older than the key
             try:
                 return self._verifier.verify(token, self._clock())
             except (UnknownKey, KeysUnavailable):
@@ -68,14 +69,14 @@ class Authenticator:
 
 
 def _bearer_token(headers: HeaderFields) -> str:
-    """Return the one bearer token of a request (RFC 6750, section 2.1; RFC 9110, section 11.4)."""
+    """Return the single bearer token of a request (RFC 6750, 2.1; RFC 9110, 11.4)."""
     values = headers.get(b"authorization")
     if not values:
-        raise Unauthorized
+        raise Unauthorized("no Authorization header")
     if len(values) > 1:
         raise InvalidToken("more than one Authorization header")
     scheme, _, rest = values[0].decode("latin-1").partition(" ")
     token = rest.strip(" ")
     if scheme.lower() != "bearer" or not token:
-        raise Unauthorized
+        raise Unauthorized("the Authorization header has no bearer token")
     return token

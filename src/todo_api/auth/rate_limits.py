@@ -1,7 +1,7 @@
-"""How often a user may ask, and how often an address may send tokens that are refused.
+"""Rate limits: requests of a user, and refused tokens from an address.
 
-A token bucket, kept as one number a key: the time at which the bucket will be full again (the
-generic cell rate algorithm, ITU-T I.371). It holds a quota and fills up within a minute.
+Each key has a token bucket that holds the quota and refills within a minute. The bucket is stored
+as one number: the time at which it is full again (generic cell rate algorithm, ITU-T I.371).
 """
 
 import math
@@ -15,11 +15,11 @@ from todo_api.settings import RATE_SECONDS, Settings
 
 NANOSECONDS = 1_000_000_000
 MAXIMUM_KEYS = 100_000
-"""More are not remembered; the one that has waited longest is forgotten."""
+"""The most keys that are remembered. Beyond it, the least recently used key is forgotten."""
 
 
 class Buckets:
-    """Buckets of one quota, in the memory of this process. Times are whole nanoseconds: exact."""
+    """Buckets of one quota, in this process. Times are whole nanoseconds, so they are exact."""
 
     def __init__(self, quota: int, clock: Callable[[], float] = monotonic) -> None:
         self._step = round(RATE_SECONDS * NANOSECONDS / quota)
@@ -28,7 +28,7 @@ class Buckets:
         self._full_at: dict[str, int] = {}
 
     def take(self, key: str) -> tuple[int, float]:
-        """Take one: return how many are left, and the seconds to wait if it was not there."""
+        """Take one request: return how many are left, and the seconds to wait if it is refused."""
         now = round(self._clock() * NANOSECONDS)
         full_at = max(self._full_at.pop(key, now), now)
         wait = full_at + self._step - now - self._whole
@@ -39,7 +39,7 @@ class Buckets:
         return (now + self._whole - full_at) // self._step, max(wait, 0) / NANOSECONDS
 
     def _forget(self, now: int) -> None:
-        """Drop buckets that are full, from the oldest on, and the oldest if there are too many."""
+        """Drop full buckets, oldest first. If there are too many, drop the oldest too."""
         while self._full_at:
             oldest = next(iter(self._full_at))
             if self._full_at[oldest] > now and len(self._full_at) < MAXIMUM_KEYS:
@@ -48,9 +48,9 @@ class Buckets:
 
 
 class RateLimits:
-    """The limits that the settings ask for. The response says how much a user has left.
+    """The rate limits from the settings. The response shows the user's remaining quota.
 
-    The header fields are those of draft-ietf-httpapi-ratelimit-headers.
+    The header fields follow draft-ietf-httpapi-ratelimit-headers.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -65,8 +65,8 @@ class RateLimits:
     def count_request(self, context: RequestContext, user: str) -> None:
         """Count a request of a user. Raises `TooManyRequests`.
 
-        Where PostgreSQL counts, `take_request` (migration 0001) refuses, and the response only
-        shows the policy.
+        If PostgreSQL counts, `take_request` (migration 0001) refuses excess requests, and the
+        response shows only the policy.
         """
         if not self._is_on:
             return
@@ -81,9 +81,9 @@ class RateLimits:
             raise TooManyRequests(math.ceil(wait))
 
     def count_failure(self, client_address: str | None) -> None:
-        """Count a refused token. Raises `TooManyRequests` in place of the 401.
+        """Count a refused token. Raises `TooManyRequests` instead of the 401.
 
-        Good tokens from the same address still work, because other users may share it.
+        Valid tokens from the same address still work, because other users may share it.
         """
         if self._addresses is None or not client_address:
             return
@@ -93,7 +93,7 @@ class RateLimits:
 
 
 def _subscriber(address: str) -> str:
-    """Return the address, of IPv6 the /64 that one subscriber has (RFC 6177)."""
+    """Return the IPv4 address, or the /64 network of an IPv6 address (one subscriber, RFC 6177)."""
     try:
         parsed = ip_address(address)
     except ValueError:

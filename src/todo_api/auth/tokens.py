@@ -5,17 +5,19 @@ parser would repair is refused before a library sees it. The library (PyJWT) doe
 and nothing else.
 """
 
+import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
 import jiter
 from jwt.algorithms import get_default_algorithms
 
-from todo_api.errors import InvalidToken, KeysUnavailable
+from todo_api.errors import ExpiredToken, InvalidToken, KeysUnavailable
 
 MAXIMUM_BYTES = 8192
 """A longer token is refused unread. Better Auth puts the whole user into it, with the avatar."""
@@ -28,6 +30,9 @@ LATEST = 253_402_300_799
 
 SUBJECT_LENGTH = 255
 KEY_ID_LENGTH = 255
+SHOWN_LENGTH = 200
+"""The log shows at most so many characters of a value."""
+
 CACHED_TOKENS = 10_000
 
 TYPES = {"JWT", "at+jwt"}
@@ -95,13 +100,26 @@ class _Claims:
     identity: Identity
     expires_at: float
     valid_from: float
+    valid_from_claim: str
+    """The claim with the later of the two times that `valid_from` can be: `nbf` or `iat`."""
 
     def valid_at(self, now: float) -> Identity:
-        """Return the identity, or raise `InvalidToken` if the token is not valid at this time."""
-        if now >= self.expires_at + LEEWAY:
-            raise InvalidToken("expired")
+        """Return the identity, or raise `InvalidToken` if the token is not valid at this time.
+
+        Expiry is the last of all checks, because `ExpiredToken` says that the others passed.
+        """
         if now < self.valid_from - LEEWAY:
-            raise InvalidToken("not valid yet")
+            raise InvalidToken(
+                f"{self.valid_from_claim}: expected at most {shown_time(now + LEEWAY)} "
+                f"(our clock + {LEEWAY:.0f} s), received {shown_time(self.valid_from)}"
+            )
+        if now >= self.expires_at + LEEWAY:
+            issued_at = self.identity.issued_at
+            issued = "" if issued_at is None else f", with iat {shown_time(issued_at)}"
+            raise ExpiredToken(
+                f"exp: expected more than {shown_time(now - LEEWAY)} "
+                f"(our clock - {LEEWAY:.0f} s), received {shown_time(self.expires_at)}{issued}"
+            )
         return self.identity
 
 
@@ -130,7 +148,7 @@ class Verifier:
         and `KeysUnavailable` if no key set was ever loaded.
         """
         if len(token) > MAXIMUM_BYTES:
-            raise InvalidToken("too long")
+            raise InvalidToken(f"size: longer than {MAXIMUM_BYTES} bytes")
         digest = sha256(token.encode("latin-1")).digest()
         claims = self._cache.get(digest)
         if claims is None:
@@ -150,7 +168,7 @@ def _verified_claims(token: str, keys: Keys) -> _Claims:
     """Return the claims of a token after all checks that do not depend on the time."""
     shape = _SHAPE.fullmatch(token)
     if shape is None:
-        raise InvalidToken("not three base64url segments")
+        raise InvalidToken("form: not a JWT, which has three base64url segments")
     header, payload, signature = (_decode(segment) for segment in shape.groups())
     algorithm, key_id = _read_header(_parse(header, "header"))
     key, expected = _find_key(algorithm, key_id, keys)
@@ -160,7 +178,9 @@ def _verified_claims(token: str, keys: Keys) -> _Claims:
     except (ValueError, TypeError):  # the signature does not fit the algorithm
         genuine = False
     if not genuine:
-        raise InvalidToken("signature")
+        shared = algorithm == SHARED_ALGORITHM
+        signer = "BETTER_AUTH_SECRET" if shared else "the published key that kid names"
+        raise InvalidToken(f"signature: not made with {signer}")
     return _read_claims(_parse(payload, "payload"), expected)
 
 
@@ -169,9 +189,9 @@ def _decode(segment: str) -> bytes:
     try:
         decoded = urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
     except ValueError:
-        raise InvalidToken("base64url") from None
+        raise InvalidToken("form: not base64url") from None
     if urlsafe_b64encode(decoded).rstrip(b"=") != segment.encode():
-        raise InvalidToken("base64url is not canonical")
+        raise InvalidToken("form: the base64url is not canonical")
     return decoded
 
 
@@ -182,24 +202,24 @@ def _parse(text: bytes, part: str) -> dict[str, Any]:
             text, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none"
         )
     except ValueError:
-        raise InvalidToken(f"{part} is not strict JSON") from None
+        raise InvalidToken(f"{part}: not strict JSON") from None
     if not isinstance(value, dict):
-        raise InvalidToken(f"{part} is not an object")
+        raise InvalidToken(f"{part}: not a JSON object")
     return value
 
 
 def _read_header(header: dict[str, Any]) -> tuple[str, str | None]:
     """Return `alg` and `kid`. Other members that name a key (`jwk`, `jku`, `x5c`) are ignored."""
     if "crit" in header:
-        raise InvalidToken("crit")
+        raise InvalidToken("crit: no critical extension is supported")
     if "typ" in header and not (isinstance(header["typ"], str) and header["typ"] in TYPES):
-        raise InvalidToken("typ")
+        raise InvalidToken("typ: expected JWT, at+jwt or none")
     algorithm = header.get("alg")
     if not isinstance(algorithm, str):
-        raise InvalidToken("alg")
+        raise InvalidToken("alg: not a string")
     key_id = header.get("kid")
     if "kid" in header and not _is_key_id(key_id):
-        raise InvalidToken("kid")
+        raise InvalidToken("kid: not a plain string")
     return SYNONYMS.get(algorithm, algorithm), key_id
 
 
@@ -211,10 +231,12 @@ def _find_key(algorithm: str, key_id: str | None, keys: Keys) -> tuple[Key, Expe
     """Return the one key that the token must be signed with, and the expected claims."""
     if algorithm == SHARED_ALGORITHM:
         if keys.secret is None:
-            raise InvalidToken("no shared secret is configured")
+            raise InvalidToken(f"alg: {algorithm}, but BETTER_AUTH_SECRET is not set")
         return keys.secret, keys.secret_expects
-    if algorithm not in PUBLISHED_ALGORITHMS or keys.published_expects is None:
-        raise InvalidToken("alg")
+    if algorithm not in PUBLISHED_ALGORITHMS:
+        raise InvalidToken("alg: not a supported algorithm")
+    if keys.published_expects is None:
+        raise InvalidToken(f"alg: {algorithm}, but BETTER_AUTH_URL is not set")
     if keys.published is None:
         raise KeysUnavailable
     if key_id is None and len(keys.published) == 1:
@@ -222,29 +244,60 @@ def _find_key(algorithm: str, key_id: str | None, keys: Keys) -> tuple[Key, Expe
     elif key_id is not None and key_id in keys.published:
         key = keys.published[key_id]
     else:
-        raise UnknownKey("kid")
+        raise UnknownKey(_unknown_key(key_id, keys.published))
     if key.algorithm != algorithm:
-        raise InvalidToken("alg is not the key's")
+        raise InvalidToken(f"alg: expected {key.algorithm} for this key, received {algorithm}")
     return key, keys.published_expects
+
+
+def _unknown_key(key_id: str | None, published: Mapping[str, Key]) -> str:
+    """Return why no key was found. It does not show `kid`, because nobody has signed it yet."""
+    if not published:
+        return "kid: the key set has no usable key"
+    if key_id is None:
+        return f"kid: missing, and the key set has {len(published)} keys"
+    return "kid: not in the key set of BETTER_AUTH_URL"
 
 
 def _read_claims(claims: dict[str, Any], expected: Expected) -> _Claims:
     subject = claims.get("sub")
     if not isinstance(subject, str) or not is_subject(subject):
-        raise InvalidToken("sub")
+        raise InvalidToken(f"sub: not a string of 1 to {SUBJECT_LENGTH} visible characters")
     if expected.issuer is not None and claims.get("iss") != expected.issuer:
-        raise InvalidToken("iss")
+        raise InvalidToken(_unexpected("iss", claims, expected.issuer))
     if expected.audience is not None and not _is_audience(claims.get("aud"), expected.audience):
-        raise InvalidToken("aud")
+        raise InvalidToken(_unexpected("aud", claims, expected.audience))
     times = {name: _time(claims, name) for name in ("exp", "nbf", "iat") if name in claims}
     if "exp" not in times:
-        raise InvalidToken("exp")
+        raise InvalidToken("exp: missing")
     email = claims.get("email")
+    valid_from, valid_from_claim = max((times.get(name, 0.0), name) for name in ("nbf", "iat"))
     return _Claims(
         Identity(subject, email if isinstance(email, str) else None, times.get("iat")),
         expires_at=times["exp"],
-        valid_from=max(times.get("nbf", 0.0), times.get("iat", 0.0)),
+        valid_from=valid_from,
+        valid_from_claim=valid_from_claim,
     )
+
+
+def _unexpected(name: str, claims: dict[str, Any], expected: str) -> str:
+    """Return the reason for a claim of a genuine token that another value was expected for."""
+    received = shown(claims[name]) if name in claims else "none"
+    return f"{name}: expected {shown(expected)}, received {received}"
+
+
+def shown(value: object) -> str:
+    """Return a value as JSON in ASCII, which cannot forge a line of the log, and not too long."""
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."
+
+
+def shown_time(seconds: float) -> str:
+    """Return a time in UTC; one before 1970 as a number, because a date has no year before 1."""
+    if seconds < 0:
+        return f"{seconds:.0f}"
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _is_audience(claim: object, audience: str) -> bool:
@@ -258,5 +311,5 @@ def _time(claims: dict[str, Any], name: str) -> float:
     value = claims[name]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and abs(value) <= LATEST):
-        raise InvalidToken(name)
+        raise InvalidToken(f"{name}: not a number of seconds")
     return float(value)

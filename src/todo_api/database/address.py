@@ -13,6 +13,8 @@ DEFAULTS = {
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
+    # For connections outside the pool, which has CONNECT_TIMEOUT. psycopg would wait 130 s.
+    "connect_timeout": "10",
     "fallback_application_name": "todo-api",
 }
 

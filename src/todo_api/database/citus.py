@@ -13,6 +13,7 @@ _DISTRIBUTED = {
     "users": ("id", None),
     "tasks": ("user_id", "users"),
     "tombstones": ("user_id", "users"),
+    "answers": ("user_id", "users"),
     "rate_limits": ("user_hash", "none"),
 }
 """Tables with their distribution column, and the table that they are colocated with."""
@@ -26,7 +27,7 @@ _ROLE = (
     # Citus connects from node to node as the role that the request has taken.
     "ALTER ROLE todo_member LOGIN",
     # Citus does not copy column grants to the shards (tried with 14.0).
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON users, tasks, tombstones TO todo_member",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON users, tasks, tombstones, answers TO todo_member",
     "GRANT SELECT, INSERT, UPDATE ON erasures, rate_limits TO todo_member",
 )
 

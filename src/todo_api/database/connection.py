@@ -114,6 +114,12 @@ class Connection:
         return self._pgconn.server_version
 
     @property
+    def place(self) -> str:
+        """The names of the database and of its host, without any secret."""
+        name, host = self._pgconn.db.decode(), self._pgconn.host.decode()
+        return f"{name} on {host}"
+
+    @property
     def closed(self) -> bool:
         """Whether the connection has ended."""
         return self._socket < 0

@@ -87,13 +87,15 @@ class Database:
         preamble = self._uncounted_preamble if continues else self._preamble
         return (await self._run(statement, {"owner": owner, **values}, preamble)).rows
 
-    async def stream(self, owner: str, statement: Statement) -> tuple[Rows, "StreamedRows | None"]:
+    async def stream(
+        self, owner: str, statement: Statement, values: Mapping[str, object]
+    ) -> tuple[Rows, "StreamedRows | None"]:
         """Run a streamed statement. Return its first rows, and the others if there are more.
 
         Still one round trip, because the server goes on to send as the rows are read. A stream
         holds a connection. Streams may hold half of the pool, and one more raises `DatabaseBusy`.
         """
-        rows, connection = await self._run(statement, {"owner": owner}, self._preamble)
+        rows, connection = await self._run(statement, {"owner": owner, **values}, self._preamble)
         if connection is None:
             return rows, None
         if self._streams >= max(1, self._settings.pool_size // 2):

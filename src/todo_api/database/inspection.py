@@ -19,6 +19,11 @@ from todo_api.settings import Settings
 
 PRIVILEGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "alembic_version": {"SELECT": ("version_num",)},
+    "answers": {
+        "SELECT": ("user_id", "key", "request_hash", "body", "created_at"),
+        "INSERT": ("user_id", "key", "request_hash", "body"),
+        "DELETE": (),
+    },
     "erasures": {
         "SELECT": ("user_hash", "version", "erased_at"),
         "INSERT": ("user_hash", "version", "erased_at"),
@@ -32,15 +37,16 @@ PRIVILEGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "restorations": {"SELECT": ("version", "restored_at")},
     "tasks": {
         "SELECT": (
-            *("user_id", "id", "title", "title_key", "description", "status", "priority"),
-            *("due_date", "due_is_day", "completed_at", "created_at", "updated_at", "version"),
+            *("user_id", "id", "title", "title_key", "description", "description_key", "status"),
+            *("priority", "due_date", "due_is_day", "completed_at", "created_at", "updated_at"),
+            "version",
         ),
         "INSERT": (
-            *("user_id", "title", "title_key", "description", "status", "priority"),
-            *("due_date", "due_is_day", "completed_at", "version"),
+            *("user_id", "title", "title_key", "description", "description_key", "status"),
+            *("priority", "due_date", "due_is_day", "completed_at", "version"),
         ),
         "UPDATE": (
-            *("title", "title_key", "description", "status", "priority"),
+            *("title", "title_key", "description", "description_key", "status", "priority"),
             *("due_date", "due_is_day", "completed_at", "updated_at", "version"),
         ),
         "DELETE": (),

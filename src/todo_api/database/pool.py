@@ -73,6 +73,11 @@ class Pool:
         """The server's version as libpq has it, once the pool has connected."""
         return next(iter(self._open)).server_version
 
+    @property
+    def place(self) -> str:
+        """The names of the database and of its host, once the pool has connected."""
+        return next(iter(self._open)).place
+
     def levels(self) -> dict[str, float]:
         """Return how much of the pool is in use, for the metrics."""
         return {

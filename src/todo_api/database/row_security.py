@@ -16,7 +16,7 @@ ROLE = "todo_member"
 OWNER_SETTING = "app.user_id"
 """The setting that the policies compare `user_id` with."""
 
-TABLES = ("erasures", "rate_limits", "tasks", "tombstones", "users")
+TABLES = ("answers", "erasures", "rate_limits", "tasks", "tombstones", "users")
 """The tables with users' rows. Each has row security and the one policy `<table>_owner`."""
 
 _RELATIONS = ", ".join(f"to_regclass('{table}')" for table in TABLES)

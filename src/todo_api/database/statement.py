@@ -48,6 +48,12 @@ class Statement:
         return list(map(encode, map(values.__getitem__, self.parameters)))
 
 
+def _element(value: object) -> bytes:
+    """Return an element of an array, quoted so that no character of it has a meaning."""
+    text = encode(value) or b""
+    return b'"' + text.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+
+
 def encode(value: object) -> bytes | None:
     """Return a value in PostgreSQL's text format. Raises `ValueError` for text with a NUL.
 
@@ -58,6 +64,8 @@ def encode(value: object) -> bytes | None:
         return None
     if isinstance(value, bytes):
         return b"\\x" + value.hex().encode()
+    if isinstance(value, list):
+        return b"{" + b",".join(map(_element, value)) + b"}"
     text = value.isoformat() if isinstance(value, datetime) else str(value)
     if "\0" in text:
         raise ValueError("a NUL cannot be stored")

@@ -2,11 +2,14 @@
 
 A script of its own. Only `todo_api.database.embedded` runs it:
 
-    python -I -S supervisor.py FOLDER ACCOUNT COPY COMMAND…
+    python -I -S supervisor.py FOLDER LINK ACCOUNT COPY LOCK COMMAND…
 
-FOLDER is absolute. ACCOUNT is `uid:gid`, or empty to keep the account. COPY is a folder to remove
-at the end, or empty. COMMAND is the server. The caller holds `supervisor.lock` and this process
-inherits it, so the lock is held without a gap until this process ends.
+FOLDER is absolute. LINK is the link by which clients find the socket, or empty. The supervisor
+removes it when the last client has gone. ACCOUNT is `uid:gid`, or empty to keep the account. COPY
+is a folder to remove at the end, and LOCK the open file that locks it. Both may be empty. COMMAND
+is the server. The caller holds `supervisor.lock` and this process inherits it, so the lock is held
+without a gap until this process ends. This process and the server inherit LOCK too, see
+`temporary.py`.
 
 It prints one line, `ready` or the reason for a failure, and closes its output. Then it waits for an
 exclusive lock on `users.lock`. Every process that uses the server shares that lock. The kernel
@@ -57,14 +60,12 @@ def identity(account: tuple[int, ...] | None) -> dict[str, Any]:
 
 def main() -> None:
     """Run the server until no process uses it, or until SIGTERM."""
-    folder, account, copy, *command = sys.argv[1:]
+    folder, link, account, copy, lock, *command = sys.argv[1:]
     if os.fork():  # detached, so the caller does not have to reap it
         os._exit(0)
     os.chdir("/")
-    if copy:  # systemd-tmpfiles skips a locked folder
-        fcntl.flock(os.open(copy, os.O_RDONLY), fcntl.LOCK_EX)
     try:
-        Supervisor(Path(folder), account, command).run()
+        Supervisor(Path(folder), link, account, lock, command).run()
     finally:
         if copy:
             shutil.rmtree(copy, ignore_errors=True)
@@ -73,8 +74,12 @@ def main() -> None:
 class Supervisor:
     """Keeps one server running."""
 
-    def __init__(self, folder: Path, account: str, command: list[str]) -> None:
+    def __init__(
+        self, folder: Path, link: str, account: str, lock: str, command: list[str]
+    ) -> None:
         self._folder = folder
+        self._link = link
+        self._locks = [int(lock)] if lock else []
         self._account = tuple(map(int, account.split(":"))) if account else None
         self._command = command
         self._log = self._open_log()
@@ -94,7 +99,7 @@ class Supervisor:
             return
         self._report("ready")
         users = self._folder / "users.lock"
-        threading.Thread(target=await_last_user, args=(users,), daemon=True).start()
+        threading.Thread(target=await_last_user, args=(users, self._link), daemon=True).start()
         self._wait()
         pause = RESTART_SECONDS
         while not self._stopping:
@@ -122,6 +127,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
+                pass_fds=self._locks,
                 **identity(self._account),
             )
         except OSError as error:
@@ -167,9 +173,12 @@ class Supervisor:
         os.dup2(self._log, 2)
 
 
-def await_last_user(users: Path) -> None:
+def await_last_user(users: Path, link: str) -> None:
     """Wait until no process shares the lock, then signal the main thread to stop the server."""
     fcntl.flock(os.open(users, os.O_RDWR), fcntl.LOCK_EX)
+    if link:  # a process that comes now makes another when this one lets go of the lock
+        with suppress(OSError):
+            os.unlink(link)  # noqa: PTH108 - it is a link
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 

@@ -73,8 +73,10 @@ class Batches(Protocol):
 class _LongArray(Response):
     """A JSON array that is sent as it comes: in memory is one batch of it at a time."""
 
-    def __init__(self, first: list[bytes], rest: Batches) -> None:
-        super().__init__(media_type="application/json")
+    def __init__(
+        self, first: list[bytes], rest: Batches, headers: Mapping[str, str] | None
+    ) -> None:
+        super().__init__(media_type="application/json", headers=headers)
         del self.headers["content-length"]
         self._first = first
         self._rest = rest
@@ -105,11 +107,13 @@ async def _send_more(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-def array_answer(first: list[bytes], rest: Batches | None) -> Response:
+def array_answer(
+    first: list[bytes], rest: Batches | None, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return a JSON array of values that are JSON already, whole or as it comes."""
     if rest is None:
-        return json_answer(b"[" + b",".join(first) + b"]")
-    return _LongArray(first, rest)
+        return json_answer(b"[" + b",".join(first) + b"]", headers=headers)
+    return _LongArray(first, rest, headers)
 
 
 def error_answer(error: ApiError) -> Response:
@@ -139,6 +143,7 @@ class Errors:
         except (Exception, CancelledError) as error:  # noqa: BLE001  every one ends here
             ours = _as_ours(error, context.request_id)
             context.error = type(ours).__name__
+            context.reason = ours.reason or context.reason
             if not context.status:
                 response = await self._handled(error, Request(scope)) or error_answer(ours)
                 await response(scope, receive, send)

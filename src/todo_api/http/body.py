@@ -1,6 +1,7 @@
-"""Reading what a client sent, strictly: where a lenient parser loses meaning, we refuse."""
+"""Strict parsing of request bodies. Ambiguous JSON is refused."""
 
 import re
+from collections.abc import Collection
 from email.message import Message
 from typing import Any
 
@@ -12,31 +13,46 @@ from todo_api.request_context import HeaderFields, RequestContext
 
 MAXIMUM_BYTES = 131_072
 
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+"""RFC 7396."""
+
 _UTF_8 = {"utf-8", "utf8"}
 
 
-async def read_object(request: Request) -> dict[str, Any] | None:
+async def read_object(
+    request: Request, media_types: Collection[str] = (JSON,)
+) -> dict[str, Any] | None:
     """Return the JSON object of a request's body, or None where the body is empty.
 
-    RFC 8259, strictly: UTF-8 without a byte-order mark, no duplicate members, no NaN, no lone
-    surrogates. Raises `BodyTooLarge`, `UnsupportedMediaType` or `BadRequest`.
+    RFC 8259 applies strictly: UTF-8 without a byte-order mark, no duplicate members, no NaN and no
+    lone surrogates. Raises `BodyTooLarge`, `UnsupportedMediaType` or `BadRequest`.
     """
     headers = RequestContext.of(request.scope).headers
-    body = await _read(request, headers.get(b"content-length", [b"0"])[0])
+    body = await read_body(request)
     if not body:
         return None
-    _check_media_type(headers)
+    _check_media_type(headers, media_types)
     return _parse(body)
 
 
+async def read_body(request: Request) -> bytes:
+    """Return the body, which is read once. Raises `BodyTooLarge` or `BadRequest`."""
+    context = RequestContext.of(request.scope)
+    if context.body is None:
+        announced = context.headers.get(b"content-length", [b"0"])[0]
+        context.body = await _read(request, announced)
+    return context.body
+
+
 async def _read(request: Request, announced: bytes) -> bytes:
-    """Read at most the limit; what is over it is refused without reading on."""
+    """Read the body. Refuse it as soon as it exceeds the limit, and stop reading."""
     if announced.isdigit() and int(announced[:20]) > MAXIMUM_BYTES:
         raise BodyTooLarge(f"Body must be {MAXIMUM_BYTES} bytes or less")
     body = b""
     while True:
         message = await request.receive()
-        if message["type"] == "http.disconnect":  # nobody will read this answer
+        if message["type"] == "http.disconnect":  # the client cannot read this answer
             raise BadRequest("The body ended early")
         body += bytes(message.get("body", b""))
         if len(body) > MAXIMUM_BYTES:
@@ -45,15 +61,15 @@ async def _read(request: Request, announced: bytes) -> bytes:
             return body
 
 
-def _check_media_type(headers: HeaderFields) -> None:
-    """Accept only JSON in UTF-8, which RFC 8259 requires; `charset` may say so."""
+def _check_media_type(headers: HeaderFields, media_types: Collection[str]) -> None:
+    """Accept only these types of JSON, in UTF-8 as RFC 8259 requires; `charset` may say so."""
     types = headers.get(b"content-type", [])
     if len(types) > 1:
         raise UnsupportedMediaType("Send one Content-Type header")
     declared = Message()
     declared["content-type"] = types[0].decode("latin-1") if types else "none"
     charsets = [value for name, value in declared.get_params([]) if name.lower() == "charset"]
-    if declared.get_content_type() != "application/json" or not _UTF_8.issuperset(
+    if declared.get_content_type() not in media_types or not _UTF_8.issuperset(
         charset.lower() for charset in charsets
     ):
         raise UnsupportedMediaType
@@ -74,5 +90,5 @@ def _parse(body: bytes) -> dict[str, Any]:
 
 
 def _without_content(message: str) -> str:
-    """Keep what and where of the parser's message, and leave out the name it quotes."""
+    """Keep the problem and its position, and remove the member's name that the parser quotes."""
     return re.sub(r'Detected duplicate key ".*"', "duplicate member", message, flags=re.DOTALL)

@@ -17,6 +17,9 @@ REQUEST_HEADERS = (
     "Authorization",
     "Content-Type",
     "X-Request-ID",
+    "If-Match",
+    "If-None-Match",
+    "Idempotency-Key",
     # Tracing tools and HTTP clients add these on their own. The service ignores them.
     "Prefer",
     "traceparent",
@@ -25,6 +28,10 @@ REQUEST_HEADERS = (
     "sentry-trace",
 )
 RESPONSE_HEADERS = (
+    "ETag",
+    "Link",
+    "X-Total-Count",
+    "Idempotency-Replayed",
     "Location",
     "RateLimit",
     "RateLimit-Policy",

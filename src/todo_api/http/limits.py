@@ -1,6 +1,6 @@
-"""How much is worked on at once, and how long a request may take.
+"""Limits on the requests in flight, and on the time that a request may take.
 
-Health and documents are not counted: a probe must not fail because there is much to do.
+Health checks and documents need no slot, because a probe must not fail under load.
 """
 
 import asyncio
@@ -14,61 +14,61 @@ from todo_api.errors import Overloaded, RequestTimeout
 from todo_api.limiter import Limiter
 from todo_api.request_context import RequestContext
 
-WAITING = 20
-"""How many may wait for each place."""
+WAITERS_PER_SLOT = 20
+"""The limiter refuses a request at once if this many already wait for each slot."""
 
 
-class _Place:
-    """The place of one request, which it leaves while it waits for its client."""
+class _Slot:
+    """The slot of one request. The request releases it while it waits for its client."""
 
-    __slots__ = ("_is_taken", "_limiter")
+    __slots__ = ("_is_acquired", "_limiter")
 
     def __init__(self, limiter: Limiter[None]) -> None:
         self._limiter = limiter
-        self._is_taken = False
+        self._is_acquired = False
 
-    async def take(self) -> None:
-        """Take it, as soon as there is one. Raises `Overloaded`."""
+    async def acquire(self) -> None:
+        """Acquire the slot, and wait for a free one if necessary. Raises `Overloaded`."""
         if not self._limiter.try_acquire():
             await self._limiter.wait()
-        self._is_taken = True
+        self._is_acquired = True
 
-    def leave(self) -> None:
-        """Leave it to somebody else."""
-        if self._is_taken:
-            self._is_taken = False
+    def release(self) -> None:
+        """Release the slot to the next waiter, unless it is released already."""
+        if self._is_acquired:
+            self._is_acquired = False
             self._limiter.release()
 
-    async def step_aside(self, body: Awaitable[Message]) -> Message:
-        """Leave it until the client has sent all of the body."""
-        self.leave()
+    async def await_body(self, body: Awaitable[Message]) -> Message:
+        """Await a part of the body without the slot; acquire it again after the last part."""
+        self.release()
         message = await body
         if not message.get("more_body"):
-            await self.take()
+            await self.acquire()
         return message
 
 
 class Limits:
-    """Has so many requests worked on at once, refuses what is over, ends what takes too long.
+    """Limits the requests in flight, refuses excess requests, and ends slow ones.
 
-    What comes when all places are taken waits, and who came last is let in first. To refuse costs
-    half as much as to serve: at twice the load that one core can carry, refusing everything at
-    once left a tenth of what it can do; this leaves nine tenths (`make load`).
+    Excess requests wait in a LIFO queue. A refusal costs half as much as an answer. At twice the
+    load that one core can carry, refusing every excess request at once left a tenth of the
+    goodput. The queue keeps nine tenths (`make load`).
 
-    The deadline comes from outside the handler's task and cancels it, whatever it waits for: a
-    place, the database, the client's body, or the client to read a long list.
+    The deadline cancels the handler's task from outside, whatever it waits for: a slot, the
+    database, the client's body, or the client that reads a long list.
     """
 
     def __init__(self, app: ASGIApp, *, in_flight: int, wait: float, seconds: float) -> None:
         self._app = app
         self._seconds = seconds
         self._limiter: Limiter[None] = Limiter(
-            in_flight, wait, Overloaded, lifo=True, max_waiters=WAITING * in_flight
+            in_flight, wait, Overloaded, lifo=True, max_waiters=WAITERS_PER_SLOT * in_flight
         )
 
     @property
     def in_flight(self) -> int:
-        """How many requests are worked on."""
+        """The number of requests that hold a slot."""
         return self._limiter.in_use
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,16 +84,16 @@ class Limits:
             expired = True
             task.cancel()
 
-        place = _Place(self._limiter)
-        RequestContext.of(scope).await_body = place.step_aside
+        slot = _Slot(self._limiter)
+        RequestContext.of(scope).await_body = slot.await_body
         deadline = asyncio.get_running_loop().call_later(self._seconds, expire)
         try:
-            await place.take()
+            await slot.acquire()
             await self._app(scope, receive, send)
         except CancelledError:
-            if not expired or task.uncancel():  # by somebody else, or by him as well
+            if not expired or task.uncancel():  # something else has cancelled the task (as well)
                 raise
             raise RequestTimeout from None
         finally:
             deadline.cancel()
-            place.leave()
+            slot.release()

@@ -88,5 +88,6 @@ def _configure_libraries(level: str, handler: logging.Handler) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    for noisy in ("uvicorn", "uvicorn.error", "alembic"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    quiet = logging.INFO if level == "DEBUG" else max(logging.WARNING, logging.getLevelName(level))
+    for noisy in ("uvicorn", "uvicorn.error", "alembic", "httpx2", "httpcore2"):
+        logging.getLogger(noisy).setLevel(quiet)

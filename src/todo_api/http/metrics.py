@@ -6,10 +6,12 @@ them adds them up (https://prometheus.github.io/client_python/multiprocess/).
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
+from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from prometheus_client import (
     REGISTRY,
@@ -17,22 +19,23 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     start_http_server,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from todo_api.errors import StartupError
-from todo_api.http.observation import NO_ROUTE, reported_status
+from todo_api.http.observation import METHODS, NO_ROUTE, OTHER_METHOD, reported_status
 from todo_api.request_context import RequestContext
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds. Most requests take one or two milliseconds."""
 
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-"""Any other one is counted as `other`: it is the client's word."""
-
 REFRESH_SECONDS = 1.0
 """How often what has a level, not a count, is looked at."""
+
+CLIENT_SECONDS = 10.0
+"""How long a client of the metrics may be silent. The library sets no limit."""
 
 _GAUGES = {
     "todo_api_requests_in_flight": "Requests that are being served.",
@@ -68,7 +71,7 @@ class Metrics:
 
     def observe(self, context: RequestContext, seconds: float) -> None:
         """Count a request."""
-        method = context.method if context.method in METHODS else "other"
+        method = context.method if context.method in METHODS else OTHER_METHOD
         labels = method, context.route or NO_ROUTE, reported_status(context)
         self._requests.labels(*labels).observe(seconds)
         if context.error is not None:
@@ -100,6 +103,22 @@ def metrics() -> Metrics:
     return Metrics()
 
 
+class Workers(MultiProcessCollector):
+    """Adds up what the workers count in their files."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the sums. A file that a worker has just made is empty and cannot be read yet."""
+        files = [str(file) for file in Path(self._path).glob("*.db") if _size(file)]
+        return self.merge(files)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # `forget_levels` has removed it meanwhile
+        return 0
+
+
 @contextmanager
 def served(host: str, port: int, workers: int) -> Iterator[None]:
     """Serve what this process counts, or what its workers do, at `/metrics`.
@@ -112,7 +131,7 @@ def served(host: str, port: int, workers: int) -> Iterator[None]:
         if workers > 1:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
             registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            Workers(registry)  # type: ignore[no-untyped-call]
         try:
             server, thread = start_http_server(port, host, registry)
         except OSError as error:
@@ -120,6 +139,8 @@ def served(host: str, port: int, workers: int) -> Iterator[None]:
                 f"METRICS_HOST and METRICS_PORT: cannot listen on {host} port {port}"
                 f" ({os.strerror(error.errno or 0)})"
             ) from error
+        handler: Any = server.RequestHandlerClass
+        server.RequestHandlerClass = type("Handler", (handler,), {"timeout": CLIENT_SECONDS})
         try:
             yield
         finally:

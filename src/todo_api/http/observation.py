@@ -14,6 +14,11 @@ log = structlog.get_logger()
 NO_ROUTE = "none"
 """Reported for an unknown path or method. The path itself may contain anything."""
 
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+OTHER_METHOD = "other"
+"""Reported for an unknown method, which may contain anything too."""
+
 Observer = Callable[[RequestContext, float], None]
 """Called after each request, with the seconds that it took."""
 
@@ -42,6 +47,12 @@ def reported_status(context: RequestContext) -> int:
     return 0 if context.client_left else context.status
 
 
+def reported_method(context: RequestContext) -> str:
+    """Return the method as it was sent, also in lower case, or `other`."""
+    method = context.method
+    return method if method == "-" or method.upper() in METHODS else OTHER_METHOD
+
+
 def access_log(key: bytes) -> Observer:
     """Write one line per request. The user is a hash under `key`, so the line names nobody."""
 
@@ -50,12 +61,13 @@ def access_log(key: bytes) -> Observer:
         log.info(
             "request",
             request_id=context.request_id,
-            method=context.method,
+            method=reported_method(context),
             route=context.route or NO_ROUTE,
             status=reported_status(context),
             ms=round(seconds * 1000, 3),
             user=user,
             error=context.error,
+            reason=context.reason,
         )
 
     return observe

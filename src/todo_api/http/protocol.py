@@ -1,16 +1,23 @@
-"""HTTP/1.1 on the wire: uvicorn's httptools protocol, strict where that one is lenient.
+"""HTTP/1.1 on the wire: a strict subclass of uvicorn's httptools protocol.
 
-Found by attacking it (uvicorn 0.54, httptools 0.9): header fields without any limit; trailers taken
-for header fields, so that a token could come after the body; the body lost behind an `Upgrade` that
-nobody offered; errors in plain text; a reset in place of the answer to a request that was refused
-before its body had been read.
+We attacked uvicorn 0.54 with httptools 0.9 and found these faults, which this module corrects:
+
+- Header fields have no limit.
+- Trailers count as header fields, so a token may come after the body.
+- The body of a request with an unsupported `Upgrade` is lost.
+- Errors are plain text.
+- A client whose request is refused before its body is read gets a reset instead of the answer.
+- Unknown methods, valid in HTTP, are refused as invalid.
+- Any `Host`, a target with a fragment and other invalid targets are accepted.
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Sequence
+from ipaddress import IPv6Address
 from itertools import chain
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from urllib.parse import unquote
 
 import httptools
@@ -21,24 +28,47 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from todo_api.errors import ApiError, BadRequest, HeaderFieldsTooLarge
+from todo_api.errors import ApiError, BadRequest, HeaderFieldsTooLarge, UriTooLong
 from todo_api.request_context import RequestContext
 
 HEAD_BYTES = 65_536
 HEAD_FIELDS = 256
-"""Limits of a request line with its header fields."""
+"""Limits of a head, which is the request line and its header fields."""
+
+TARGET_BYTES = 8_192
+"""Limit of a request target. RFC 9112 (section 3) recommends at least 8,000."""
+
+FIRST_BYTE_SECONDS = 5.0
+"""How long a client may keep a new connection idle. Only a connection that has carried a request
+is kept for `KEEP_ALIVE_TIMEOUT`."""
 
 HEAD_SECONDS = 10.0
-"""How long a client may take for a head, from its first byte."""
+"""How long a client may take to send a head, from its first byte."""
 
 STALL_SECONDS = 10.0
-"""How long a client may leave a response unread that waits to be sent on."""
+"""How long a client may read nothing while the rest of a response waits to be sent."""
 
-LINGER_BYTES = 1_048_576
-LINGER_SECONDS = 2.0
-"""How much more of a refused body is thrown away, and for how long, so that the client can read
-the answer: closing a socket with unread data resets the connection (RFC 9112, section 9.6)."""
+DISCARD_BYTES = 1_048_576
+DISCARD_SECONDS = 2.0
+"""How much of a refused body the server discards, and for how long, so that the client can read
+the answer. Closing a socket with unread data resets the connection (RFC 9112, section 9.6)."""
 
+_USUAL_METHODS = (b"GET ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ", b"HEAD ", b"OPTIONS ")
+
+_METHOD = re.compile(rb"[\r\n]*([\w!#$%&'*+.^`|~-]{1,32})( ?)", re.ASCII)
+"""A method with the blank lines before it (RFC 9112, sections 2.2 and 3.1)."""
+
+_TARGET = re.compile(rb"""[^#"<>\\`{}?]*(\?[^#"<>]*)?""")
+"""A target with the characters of RFC 3986, and those that browsers do not encode."""
+
+_STRAY_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+"""A percent sign that encodes nothing."""
+
+_HOST = re.compile(rb"(\[([\w:.]+)]|[\w.~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII)
+"""A value of `Host` (RFC 9110, section 7.2), except for stray percent signs."""
+
+SCHEMES = {b"http", b"https"}
+"""The schemes of an absolute target."""
 
 BODILESS = {204, 304}
 """Statuses whose answers have no body, and so need no framing (RFC 9112, section 6.3)."""
@@ -47,19 +77,20 @@ BODILESS = {204, 304}
 class _Exchange(RequestResponseCycle):
     """A request and its response.
 
-    The head of a response leaves together with the start of its body: one system call in place of
-    two, which is a tenth of what a request costs (measured).
+    It sends the head of a response together with the start of the body. This saves one of two
+    system calls, which is a tenth of a request's cost (measured).
     """
 
     _head = b""
+    """The head of the response, until it is sent."""
     _has_awaited = False
     """Whether the application has waited for a part of the body."""
     _body_ended = False
-    """Whether the application has the whole body."""
+    """Whether the application has received the whole body."""
 
     async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]  # the same, untyped
-        """Serve the request. A response that broke off must not be taken for a whole one."""
-        if self.flow.write_paused:  # the answers before this one: let them be read first
+        """Serve the request. Abort the connection if the response is incomplete."""
+        if self.flow.write_paused:  # the client has not read the answers before this one
             await self._until_read()
         if self.disconnected:
             return
@@ -72,7 +103,7 @@ class _Exchange(RequestResponseCycle):
     async def send(self, message: Message) -> None:  # type: ignore[override]  # the same, untyped
         """Send a part of the response.
 
-        Raises `OSError` where more is to come and nobody is left to read it (ASGI 2.4).
+        Raises `OSError` if the client has left and this is not the last part (ASGI 2.4).
         """
         if self.flow.write_paused and not self.disconnected:
             await self._until_read()
@@ -86,7 +117,7 @@ class _Exchange(RequestResponseCycle):
             self._write(message.get("body", b""), more_body=message.get("more_body", False))
 
     async def receive(self) -> Message:  # type: ignore[override]  # the same, untyped
-        """Return what has arrived of the body, then wait: for the rest of it, or for the end."""
+        """Return the next part of the body, and after the last one wait for the disconnect."""
         if self._body_ended:
             return await self._until_disconnect()
         if self.more_body or self._has_awaited or self.disconnected or self.response_complete:
@@ -99,7 +130,11 @@ class _Exchange(RequestResponseCycle):
         return message
 
     async def _until_disconnect(self) -> Message:
-        """Wait for the client to leave, or for the response to be complete (ASGI 2.3)."""
+        """Wait for the client to leave, or for the response to be complete (ASGI 2.3).
+
+        While pipelined requests wait, the server does not read, and notices nothing.
+        """
+        self.flow.resume_reading()  # after a long body it has stopped
         while not (self.disconnected or self.response_complete):
             self.message_event.clear()
             await self.message_event.wait()
@@ -107,11 +142,11 @@ class _Exchange(RequestResponseCycle):
 
     @property
     def context(self) -> RequestContext:
-        """What is known of the request."""
+        """The context of the request."""
         return RequestContext.of(cast("Scope", self.scope))
 
     async def _until_read(self) -> None:
-        """Wait for the client to read; cut off one that does not."""
+        """Wait until the client reads, and abort the connection if it does not."""
         try:
             async with asyncio.timeout(STALL_SECONDS):
                 await self.flow.drain()
@@ -120,9 +155,9 @@ class _Exchange(RequestResponseCycle):
             self.transport.abort()
 
     def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Keep the head for what follows. Without a length the body is chunked (RFC 9112, 7.1)."""
+        """Build the head of the response. A body without a length is chunked (RFC 9112, 7.1)."""
         self.response_started = True
-        if self.waiting_for_100_continue:  # nobody knows whether the body will come
+        if self.waiting_for_100_continue:  # the client may or may not send the body
             self.waiting_for_100_continue = self.keep_alive = False
         lines = [b"%b: %b\r\n" % field for field in chain(self.default_headers, headers)]
         head = STATUS_LINE[status] + b"".join(lines)
@@ -132,7 +167,7 @@ class _Exchange(RequestResponseCycle):
         if self.chunked_encoding:
             if self.scope["http_version"] == "1.1":
                 head += b"transfer-encoding: chunked\r\n"
-            else:  # the end of the connection is the end of the body
+            else:  # the end of the connection ends the body
                 self.chunked_encoding = self.keep_alive = False
         self._head = head + (b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
 
@@ -152,41 +187,52 @@ class _Exchange(RequestResponseCycle):
 
 
 class _Refused(Exception):
-    """Raised in a callback of the parser; it ends in `send_400_response`."""
+    """Raised in a callback of the parser, so that `data_received` sends `_refusal`."""
 
 
 class StrictProtocol(HttpToolsProtocol):
-    """One connection. The callbacks are those of `httptools.HttpRequestParser`."""
+    """A connection. Methods named `on_…` are callbacks of `httptools.HttpRequestParser`."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._is_idle = True
+        """Whether the next byte begins a request."""
+        self._partial_method = b""
+        """The beginning of a request, as long as its method is incomplete."""
+        self._unusual_method: str | None = None
+        """The method of the request, if the parser reads POST instead."""
         self._head_open = True
-        self._head_bytes = 0
+        """Whether the head of the request is incomplete."""
         self._framing_bytes = 0
+        """The bytes of this request so far, without its body."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._resuming = False
+        """Whether a second parser reads the head again, see `_resume_without_upgrade`."""
         self._unanswered: deque[_Exchange] = deque()
-        self._unwanted: int | None = None
-        self._lingering: int | None = None
+        """The requests without a complete response, the oldest first."""
+        self._skipped_bytes: int | None = None
+        """The bytes since a response that ended before its request, or None."""
+        self._discarded_bytes: int | None = None
+        """The bytes since the last request of this connection, or None."""
         self._half_closed = False
         self._refusal: ApiError = BadRequest("The request is not valid HTTP/1.1")
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has arrived; of a refused request, throw it away."""
-        if self._lingering is not None:
-            self._lingering += len(data)
-            if self._lingering > LINGER_BYTES:
+        """Parse the data, or discard it after the last request."""
+        if self._discarded_bytes is not None:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > DISCARD_BYTES:
                 self.timeout_keep_alive_handler()
             return
-        if self._unwanted is not None:
-            self._unwanted += len(data)
-            if self._unwanted > LINGER_BYTES:
-                self._linger()
+        if self._skipped_bytes is not None:
+            self._skipped_bytes += len(data)
+            if self._skipped_bytes > DISCARD_BYTES:
+                self._half_close()
                 return
-        if self._head_open:
-            self._head_bytes += len(data)
         self._framing_bytes += len(data)
         self._unset_keepalive_if_required()
+        if self._is_idle and (self._partial_method or not data.startswith(_USUAL_METHODS)):
+            data = self._replace_method(data)
         try:
             self.parser.feed_data(data)
             if self._head_open or not self._unanswered:
@@ -198,30 +244,50 @@ class StrictProtocol(HttpToolsProtocol):
         except (httptools.HttpParserError, _Refused):
             self.send_400_response("")
 
+    def _replace_method(self, data: bytes) -> bytes:
+        """Return the data with POST for a method that the parser may not know.
+
+        Data that ends within the method is kept, and prepended to the next.
+        """
+        data, self._partial_method = self._partial_method + data, b""
+        found = _METHOD.match(data)
+        if found is None:  # no request, or only blank lines
+            return data
+        method, space = found.groups()
+        if not space:
+            if found.end() < len(data):  # not a method
+                return data
+            self._partial_method, self._head_open, self._framing_bytes = data, True, len(data)
+            return b""
+        if method + space in _USUAL_METHODS:
+            return data
+        self._unusual_method = method.decode("ascii")
+        return b"POST" + data[found.end(1) :]
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Give the client as long for its first byte as for the next request."""
+        """Close the connection if the client sends nothing at first."""
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
+            FIRST_BYTE_SECONDS, self.timeout_keep_alive_handler
         )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
+        """Cancel the timers, and tell every unanswered request that the client has left."""
         self._unset_keepalive_if_required()
         self._unset_head_timer()
         super().connection_lost(exc)
         self.pipeline.clear()
-        for exchange in self._unanswered:  # uvicorn knows only of the newest
+        for exchange in self._unanswered:  # uvicorn tells only the newest
             exchange.disconnected = True
             exchange.message_event.set()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close a connection on which nothing is asked for."""
+        """Close an idle connection."""
         super().timeout_keep_alive_handler()
         self._abort_unless_read()
 
     def _abort_unless_read(self, left_before: int = -1) -> None:
-        """Cut off a client that does not read its last response: closing waits for that."""
+        """Abort a closing connection if the client stops reading, because closing waits for it."""
         left = self.transport.get_write_buffer_size()
         if left == left_before:
             self.transport.abort()
@@ -229,20 +295,20 @@ class StrictProtocol(HttpToolsProtocol):
             self.loop.call_later(STALL_SECONDS, self._abort_unless_read, left)
 
     def _expect_head(self) -> None:
-        """Wait for the rest of a head, neither for ever nor for any size."""
-        if self._head_open and self._head_bytes > HEAD_BYTES:
+        """Limit the size of the head and the time for the rest of it."""
+        if self._head_open and self._framing_bytes > HEAD_BYTES:
             self._refuse_head()
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_overdue)
 
     def _check_framing(self) -> None:
-        """Refuse a body that is all chunks of nothing, or has an endless trailer."""
-        if self._framing_bytes > LINGER_BYTES:
+        """Refuse a body with too many bytes of chunk headers or trailers."""
+        if self._framing_bytes > DISCARD_BYTES:
             raise _Refused
 
     def _head_is_overdue(self) -> None:
         self._head_timer = None
-        if self.flow.read_paused:  # the rest may have come, and waits until we read on
+        if self.flow.read_paused:  # the rest may wait in the socket until the server reads on
             self._expect_head()
         else:
             self.transport.abort()
@@ -255,29 +321,29 @@ class StrictProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         if not self._resuming:
-            self._head_open, self._head_bytes, self._framing_bytes = True, 0, 0
+            self._is_idle, self._head_open, self._framing_bytes = False, True, 0
             super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """Take a part of the target."""
+        """Append a part of the target."""
         if not self._resuming:
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header field; what comes after the body is a trailer, and means nothing here."""
+        """Append a header field. Fields after the body are trailers, and are ignored."""
         if self._head_open:
             if len(self.headers) >= HEAD_FIELDS:
                 self._refuse_head()
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Start to serve the request, or queue it behind the one before."""
+        """Start to serve the request, or queue it behind the requests before it."""
         if self._resuming:
             return
-        self._head_open = False
         self._unset_head_timer()
         self._check_head()
         self._set_target()
+        self._head_open = False
         previous = self.cycle
         exchange = self.cycle = self._exchange()
         self._unanswered.append(exchange)
@@ -288,14 +354,17 @@ class StrictProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((exchange, self.app))
 
     def _check_head(self) -> None:
-        """Refuse a head that is too large, or leaves the framing in doubt (RFC 9112, 3.2 and 6)."""
-        if len(self.url) + sum(map(len, chain.from_iterable(self.headers))) > HEAD_BYTES:
+        """Refuse a head that is too large, ambiguous framing or host (RFC 9112, 3.2 and 6)."""
+        size = len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
+        if size > HEAD_BYTES or len(self.url) > TARGET_BYTES:
             self._refuse_head()
         version = self.parser.get_http_version()
         names = [name for name, _ in self.headers]
-        hosts = names.count(b"host")
-        if version not in {"1.0", "1.1"} or hosts > 1 or (version == "1.1" and hosts == 0):
+        hosts = self._values(b"host")
+        if version not in {"1.0", "1.1"} or len(hosts) > 1 or (version == "1.1" and not hosts):
             raise _Refused
+        if hosts and not _is_host(hosts[0]):
+            self._refuse(BadRequest("The Host header field must be a host name or address"))
         if b"transfer-encoding" in names and self._values(b"transfer-encoding") != [b"chunked"]:
             raise _Refused
         if b"expect" in names:
@@ -306,12 +375,33 @@ class StrictProtocol(HttpToolsProtocol):
         return [value.strip().lower() for name, value in self.headers if name == wanted]
 
     def _set_target(self) -> None:
-        url = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
-        self.scope["method"] = self.parser.get_method().decode("ascii")
-        self.scope["path"] = unquote(path) if "%" in path else path
-        self.scope["raw_path"] = url.path
+        """Put method, path and query into the scope, and refuse an invalid target."""
+        method = self._unusual_method or self.parser.get_method().decode("ascii")
+        self._unusual_method = None
+        if not _TARGET.fullmatch(self.url) or (self.url == b"*" and method != "OPTIONS"):
+            self._refuse_target()
+        try:
+            url = httptools.parse_url(self.url)
+        except httptools.HttpParserInvalidURLError:
+            self._refuse_target()
+        if url.userinfo is not None or (url.schema or b"http").lower() not in SCHEMES:
+            self._refuse_target()
+        raw_path = url.path or b"/"
+        self.scope["method"] = method
+        self.scope["path"] = (
+            self._decode(raw_path) if b"%" in raw_path else raw_path.decode("ascii")
+        )
+        self.scope["raw_path"] = raw_path
         self.scope["query_string"] = url.query or b""
+
+    def _decode(self, path: bytes) -> str:
+        try:
+            decoded = unquote(path.decode("ascii"), errors="strict")
+        except UnicodeDecodeError:
+            decoded = None
+        if decoded is None or _STRAY_PERCENT.search(path):
+            self._refuse(BadRequest("The path cannot be decoded: percent-encode it as UTF-8"))
+        return decoded
 
     def _exchange(self) -> _Exchange:
         return _Exchange(
@@ -329,50 +419,51 @@ class StrictProtocol(HttpToolsProtocol):
         )
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
+        """Append a part of the body."""
         self._framing_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """End the request; the body of one that asks for an upgrade is still to come."""
+        """End the request. The parser also calls this before the body of an upgrade."""
         if self._resuming or not self.parser.should_upgrade():
             super().on_message_complete()
+            self._is_idle = True
             self.cycle.more_body = False
-            self._unwanted = None
+            self._skipped_bytes = None
 
     def _answered(self, exchange: _Exchange) -> None:
-        """Go on with the next request; what is left of this one's body is thrown away."""
+        """Start the next request, and skip the rest of this one's body."""
         self._unanswered.remove(exchange)
         if not exchange.keep_alive and exchange.more_body:
-            self._linger()
+            self._half_close()
         elif not exchange.keep_alive:
             self.transport.close()
             self._abort_unless_read()
         self.on_response_complete()
-        if self.pipeline:  # what was sent ahead is answered before more is read
+        if self.pipeline:  # answer pipelined requests before reading more
             self.flow.pause_reading()
         if exchange.more_body:
-            self._unwanted = 0
+            self._skipped_bytes = 0
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what cannot be parsed, after the answers to the requests before it."""
+        """Refuse an invalid request after the answers to the requests before it."""
         del msg
         if len(self._unanswered) > 1 and self._unanswered[-1].more_body:
-            self.pipeline.popleft()  # the newest, which has not been started
+            self.pipeline.popleft()  # the newest, which has not started
             self._unanswered.pop()
         if self._unanswered and not self._unanswered[-1].more_body:
             self._unanswered[-1].keep_alive = False
-            self._lingering = 0
+            self._discarded_bytes = 0
             return
         known = self.headers if self._head_open or self._unanswered else None
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
-        self._lingering = 0
+        self._discarded_bytes = 0
         self._start_asgi_task(self._refusing_exchange(known or []), self.app)
 
     def _refusing_exchange(self, headers: Sequence[tuple[bytes, bytes]]) -> _Exchange:
-        """Have the application answer, so that this is an error like any other: logged, counted."""
+        """Return a request that the application answers with the refusal, logs and counts."""
         super().on_message_begin()
         self.headers.extend(headers)
         self.scope["method"] = "-"
@@ -383,16 +474,26 @@ class StrictProtocol(HttpToolsProtocol):
         self._unanswered.append(exchange)
         return exchange
 
-    def _refuse_head(self) -> None:
-        self._refusal = HeaderFieldsTooLarge(
-            f"The header fields must be {HEAD_BYTES} bytes or less"
+    def _refuse_head(self) -> NoReturn:
+        if len(self.url) > TARGET_BYTES:
+            self._refuse(UriTooLong(f"The request target must be {TARGET_BYTES} bytes or less"))
+        limit = f"{HEAD_BYTES} bytes or less, in at most {HEAD_FIELDS} fields"
+        self._refuse(HeaderFieldsTooLarge(f"The header fields must be {limit}"))
+
+    def _refuse_target(self) -> NoReturn:
+        self._refuse(
+            BadRequest("The request target must be a percent-encoded path without a fragment")
         )
+
+    def _refuse(self, error: ApiError) -> NoReturn:
+        self._refusal = error
         raise _Refused
 
     def _resume_without_upgrade(self, rest: bytes) -> None:
-        """Ignore an upgrade that is not on offer (RFC 9110, section 7.8) and read the body.
+        """Ignore an unsupported upgrade (RFC 9110, section 7.8), and read the body.
 
-        The parser stops at such a head, so another one takes over: it is given only the framing.
+        The parser stops after such a head. A new parser gets only the framing of the head, and
+        then goes on with the body.
         """
         framing = [
             name + b": " + value
@@ -405,11 +506,21 @@ class StrictProtocol(HttpToolsProtocol):
         self._resuming = False
         self.data_received(rest)
 
-    def _linger(self) -> None:
-        """Say that nothing more will be sent, and close when the client has had time to read."""
+    def _half_close(self) -> None:
+        """End the sending side, and close after the client has had time to read the answer."""
         if self._half_closed or self.transport.is_closing():
             return
-        self._half_closed, self._lingering = True, 0
+        self._half_closed, self._discarded_bytes = True, 0
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.loop.call_later(LINGER_SECONDS, self.timeout_keep_alive_handler)
+        self.loop.call_later(DISCARD_SECONDS, self.timeout_keep_alive_handler)
+
+
+def _is_host(value: bytes) -> bool:
+    found = _HOST.fullmatch(value)
+    if found is None or (b"%" in value and _STRAY_PERCENT.search(value)):
+        return False
+    try:
+        return found[2] is None or bool(IPv6Address(found[2].decode("ascii")))
+    except ValueError:
+        return False

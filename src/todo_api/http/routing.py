@@ -159,7 +159,7 @@ class PathTable:
             response = Response(status_code=204, headers={"Allow": path.allow})
             await response(scope, receive, send)
         else:
-            raise MethodNotAllowed(path.allow)
+            raise MethodNotAllowed(scope["method"], path.allow)
 
     def _find(self, requested: str) -> tuple[_Path | None, dict[str, str]]:
         """Return a path of ours and its parameters, if one matches.

@@ -182,6 +182,7 @@ FIELDS = (
         description="Kept exactly as sent.",
         answer=str | None,
         body=Description,
+        columns=lambda text: {"description": text, "description_key": text and fold(text)},
         label="Description",
     ),
     TaskField(

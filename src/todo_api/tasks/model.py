@@ -1,4 +1,4 @@
-"""The tables. Alembic compares the database with these; every statement is built from them."""
+"""The tables. Alembic compares the database with them, and every statement is built from them."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -21,28 +21,31 @@ from todo_api.tasks.fields import DESCRIPTION_LENGTH, PRIORITIES, STATUSES, TITL
 
 
 def _one_of(column: str, values: Sequence[str]) -> str:
-    """Return a condition for a CHECK."""
+    """Return the condition of a CHECK that allows only these values."""
     return f"{column} IN ({', '.join(repr(value) for value in values)})"
 
 
 EMAIL_LENGTH = 320
 """RFC 3696, erratum 1690: 64 for the local part, 255 for the domain, and the @."""
 
+ANSWER_HOURS = 24
+"""How long the answer to a write with an idempotency key is stored."""
+
 TOMBSTONE_DAYS = 30
-"""How long a deletion is remembered."""
+"""How long a tombstone is kept."""
 
 
 class User(SQLModel, table=True):
-    """The owner of tasks, made by their first write. The id is `sub`, exactly as in the token."""
+    """The owner of tasks. Their first write creates the row. The id is the token's `sub`."""
 
     __tablename__ = "users"
 
     id: str = Field(primary_key=True, sa_type=Text)
     email: str | None = Field(default=None, sa_type=Text)
     version: int = Field(sa_type=BigInteger)
-    """The version of the user's last write (ADR 12). Its row lock puts their writes in order."""
+    """The version of the user's last write (ADR 12). The row lock puts their writes in order."""
     tokens_from: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
-    """Tokens issued earlier cannot write: the account was erased, and has begun anew (ADR 6)."""
+    """Tokens issued earlier cannot write, because the account was erased before (ADR 6)."""
     created_at: datetime = Field(
         sa_type=DateTime(timezone=True),
         sa_column_kwargs={"server_default": sql("now()")},
@@ -50,22 +53,25 @@ class User(SQLModel, table=True):
 
 
 class Erasure(SQLModel, table=True):
-    """When a user was erased, and their last version, under the SHA-256 of their id."""
+    """The mark of an erased user, under the SHA-256 of their id.
+
+    It has the time of issue from which a token can write again, and the user's last version.
+    """
 
     __tablename__ = "erasures"
 
     user_hash: bytes = Field(primary_key=True, sa_type=LargeBinary)
     version: int = Field(sa_type=BigInteger)
-    erased_at: datetime = Field(
+    tokens_from: datetime = Field(
         sa_type=DateTime(timezone=True),
         sa_column_kwargs={"server_default": sql("statement_timestamp()")},
     )
 
 
 class Restoration(SQLModel, table=True):
-    """A restored backup: a user who begins after it gets no version below this one.
+    """A restored backup. New users start above this version.
 
-    It is about no user, so it needs no row security: requests can only read it.
+    It needs no row security, because it holds no user's data and requests can only read it.
     """
 
     __tablename__ = "restorations"
@@ -80,7 +86,7 @@ class Restoration(SQLModel, table=True):
 
 
 class Tombstone(SQLModel, table=True):
-    """A deleted task, remembered for `TOMBSTONE_DAYS`."""
+    """The record of a deleted task, kept for `TOMBSTONE_DAYS`."""
 
     __tablename__ = "tombstones"
 
@@ -93,8 +99,25 @@ class Tombstone(SQLModel, table=True):
     )
 
 
+class Answer(SQLModel, table=True):
+    """The answer to a write with an idempotency key, repeated for `ANSWER_HOURS`."""
+
+    __tablename__ = "answers"
+    __table_args__ = (Index("answers_by_age", "user_id", "created_at"),)
+
+    user_id: str = Field(primary_key=True, sa_type=Text)
+    key: str = Field(primary_key=True, sa_type=Text)
+    request_hash: bytes = Field(sa_type=LargeBinary)
+    """The SHA-256 of method, path and body."""
+    body: str = Field(sa_type=Text)
+    created_at: datetime = Field(
+        sa_type=DateTime(timezone=True),
+        sa_column_kwargs={"server_default": sql("now()")},
+    )
+
+
 class Bucket(SQLModel, table=True):
-    """A user's rate limit, kept as the time at which all of it will be left again."""
+    """A user's rate limit, stored as the time at which the full quota is available again."""
 
     __tablename__ = "rate_limits"
     __table_args__ = ({"prefixes": ["UNLOGGED"]},)
@@ -106,8 +129,8 @@ class Bucket(SQLModel, table=True):
 class Task(SQLModel, table=True):
     """One thing to do.
 
-    The primary key starts with the owner: one user's tasks lie together, every access path
-    starts with the owner, and the table can be distributed by `user_id` as it is (ADR 3).
+    The primary key starts with the owner, because then one user's tasks lie together and every
+    access path starts with the owner. Citus can distribute this table by `user_id` (ADR 3).
     """
 
     __tablename__ = "tasks"
@@ -137,9 +160,11 @@ class Task(SQLModel, table=True):
     )
     title: str = Field(sa_type=Text)
     title_key: str = Field(sa_type=Text, sa_column_kwargs={"server_default": sql("''")})
-    """The title folded, for the order by title. The program writes it, so that the order does not
-    depend on the server's collation."""
+    """The title folded, for searches and the order by title. The program writes it, so that neither
+    depends on the server's collation."""
     description: str | None = Field(default=None, sa_type=Text)
+    description_key: str | None = Field(default=None, sa_type=Text)
+    """The description folded, for searches."""
     status: str = Field(sa_type=Text, sa_column_kwargs={"server_default": sql("'incomplete'")})
     priority: str | None = Field(default=None, sa_type=Text)
     due_date: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))

@@ -1,36 +1,41 @@
-"""The collection of one owner's tasks: all that a request can reach."""
+"""The tasks of one owner. A request cannot reach any others."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from time import time
+from typing import NamedTuple
+
+import jiter
 
 from todo_api.auth.owner import Owner
+from todo_api.auth.tokens import shown_time
 from todo_api.database.database import Database, StreamedRows
 from todo_api.database.statement import Rows, Statement
-from todo_api.errors import AccountErased, TaskNotFound
+from todo_api.errors import (
+    AccountErased,
+    ApiError,
+    IdempotencyKeyReused,
+    TaskChanged,
+    TaskNotFound,
+)
 from todo_api.tasks import statements
 from todo_api.tasks.fields import DEFAULTS
 from todo_api.tasks.model import EMAIL_LENGTH
+from todo_api.tasks.query import direction, read_cursor, status, words
 from todo_api.tasks.schemas import TaskQuery
 
 WRITES_PER_CLEANING = 16
-"""Each write falls into a millisecond; one in so many of these removes expired tombstones."""
+"""Writes in every 16th millisecond also remove expired tombstones."""
 
-_STATUSES: Mapping[str, statements.Status | None] = {
-    "all": None,
-    "incomplete": "incomplete",
-    "pending": "incomplete",
-    "complete": "complete",
-    "completed": "complete",
-}
 MAXIMUM_OWNERS = 100_000
 
 
 class KnownOwners:
     """Owners who had a row when this process last wrote for them, at most `MAXIMUM_OWNERS`.
 
-    Only a hint: it spares the creation of a task the look whether its owner is new.
+    This is only a hint. With it, creating a task does not call `begin_owner` for a known owner.
     """
 
     def __init__(self) -> None:
@@ -40,31 +45,123 @@ class KnownOwners:
         return owner_id in self._ids
 
     def add(self, owner_id: str) -> None:
-        """Remember an owner, in the place of the one known for longest if there is no room."""
+        """Remember an owner. If there is no room, forget the owner known for longest."""
         if owner_id not in self._ids and len(self._ids) >= MAXIMUM_OWNERS:
             del self._ids[next(iter(self._ids))]
         self._ids[owner_id] = None
 
     def discard(self, owner_id: str) -> None:
-        """Forget an owner, if they are known."""
+        """Forget an owner, known or not."""
         self._ids.pop(owner_id, None)
 
 
-class OwnedTasks:
-    """An owner's tasks. Each operation is one statement; a task is its JSON text.
+class TaskList(NamedTuple):
+    """The tasks of a list, the first of them if there are very many, and their version."""
 
-    Operations on one task raise `TaskNotFound` where this owner has none of that id.
+    version: int
+    first: Rows
+    rest: StreamedRows | None
+    total: int | None = None
+    """How many tasks match, if the query asks for that."""
+
+
+Versions = list[int] | None
+"""The versions that a task may have for a write, or None if it may have any."""
+
+
+@dataclass(slots=True)
+class Retry:
+    """A request with an idempotency key, which may be the repeat of an earlier one."""
+
+    key: str
+    request_hash: bytes
+    """The SHA-256 of method, path and body."""
+    is_replayed: bool = False
+    """Whether the answer is the stored one of the first request."""
+
+    def unpack(self, rows: Rows) -> Rows:
+        """Return the rows of the first request. Raises `IdempotencyKeyReused`."""
+        if not rows or not rows[0].startswith(b"["):
+            return rows
+        request_hash, body = jiter.from_json(rows[0])
+        if request_hash != self.request_hash.hex():
+            raise IdempotencyKeyReused
+        self.is_replayed = True
+        return [body.encode()]
+
+
+class Condition(NamedTuple):
+    """The conditions of a write: the version that a task must have, and at most one success."""
+
+    if_match: Versions = None
+    retry: Retry | None = None
+
+    @property
+    def terms(self) -> statements.Terms:
+        """The terms of the statement."""
+        return statements.Terms(self.if_match is not None, self.retry is not None)
+
+
+ALWAYS = Condition()
+
+
+def version_of(task: bytes) -> int:
+    """Return the version of a task from its JSON text, in which it is the last member."""
+    return int(task[task.rindex(b":") + 1 : -1])
+
+
+class OwnedTasks:
+    """An owner's tasks. Each operation is one statement, and a task is its JSON text.
+
+    Operations on one task raise `TaskNotFound` where this owner has none of that id, and
+    `TaskChanged` where it has another version than the caller asks for.
     """
 
-    def __init__(self, owner: Owner, database: Database, known_owners: KnownOwners) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        database: Database,
+        known_owners: KnownOwners,
+        issuer_ahead: Callable[[], float],
+    ) -> None:
         self.owner = owner
         self._database = database
         self._known_owners = known_owners
+        self._issuer_ahead = issuer_ahead
 
-    async def list(self, query: TaskQuery) -> tuple[Rows, StreamedRows | None]:
-        """Return the tasks, or the first of very many and the rest."""
-        statement = statements.list_tasks(_STATUSES[query.status], query.sort, query.order)
-        return await self._database.stream(self.owner.id, statement)
+    async def list(self, query: TaskQuery, known: int | None = None) -> TaskList:
+        """Return the version of the list and its tasks. A `known` version has no tasks."""
+        if not query.is_plain:
+            return await self._find(query, known)
+        statement = statements.list_tasks(status(query), query.sort, query.order)
+        values = {"known_version": known}
+        (version, *first), rest = await self._database.stream(self.owner.id, statement, values)
+        return TaskList(int(version), first, rest)
+
+    async def _find(self, query: TaskQuery, known: int | None) -> TaskList:
+        order = direction(query)
+        after = read_cursor(query, self.owner.id) or statements.first_position(query.sort, order)
+        values = {
+            "known_version": known,
+            "status": status(query),
+            "priority": query.priority,
+            "due_from": query.due_from,
+            "due_before": query.due_before,
+            "without_due_date": query.due == "none",
+            "words": words(query),
+            "count": query.count,
+            "limit": query.limit and query.limit + 1,
+            **{f"after_{number}": value for number, value in enumerate(after, 1)},
+        }
+        statement = statements.find_tasks(query.sort, order)
+        if query.limit is None:
+            rows, rest = await self._database.stream(self.owner.id, statement, values)
+        else:
+            page = replace(statement, streamed=False)
+            rows, rest = await self._database.run(self.owner.id, page, values), None
+        version, *tasks = rows
+        total = int(tasks.pop(0)) if query.count and tasks else None
+        return TaskList(int(version), tasks, rest, total)
 
     async def get(self, task_id: int) -> bytes:
         """Return one task."""
@@ -73,75 +170,130 @@ class OwnedTasks:
             raise TaskNotFound
         return rows[0]
 
-    async def add(self, values: Mapping[str, object]) -> bytes:
-        """Store a new task, and with the first one its owner; return the task."""
+    async def add(self, values: Mapping[str, object], retry: Retry | None = None) -> bytes:
+        """Store a new task and return it. The first task also stores its owner."""
         new = statements.bind_new({**DEFAULTS, **values}.items())
+        condition = Condition(retry=retry)
         rows: Rows = []
-        is_known = self.owner.id in self._known_owners
+        is_known = retry is not None or self.owner.id in self._known_owners
         if is_known:
-            rows = await self._write(statements.add_task(), new)
-        if not rows:  # a new owner, one who was erased meanwhile, or a void token
-            rows = await self._write(statements.add_first_task(), new, continues=is_known)
+            rows = await self._write(statements.add_task(condition.terms), new, condition)
+        if not rows:  # the owner is new or was just erased, or the token is void
+            first = statements.add_first_task()
+            rows = await self._write(first, new, condition, continues=is_known)
             self._known_owners.add(self.owner.id)
         return rows[0]
 
-    async def change(self, task_id: int, values: Mapping[str, object]) -> bytes:
+    async def change(
+        self, task_id: int, values: Mapping[str, object], condition: Condition = ALWAYS
+    ) -> bytes:
         """Set the given columns and return the task."""
-        statement = statements.change_task(frozenset(values))
-        return await self._write_to(task_id, statement, statements.bind_new(values.items()))
+        statement = statements.change_task(frozenset(values), condition.terms)
+        new = statements.bind_new(values.items())
+        return await self._write_to(task_id, statement, new, condition)
 
-    async def complete(self, task_id: int, *, completed: bool) -> bytes:
+    async def complete(
+        self, task_id: int, *, completed: bool, condition: Condition = ALWAYS
+    ) -> bytes:
         """Set the task complete or incomplete, and return it."""
-        return await self.change(task_id, {"status": "complete" if completed else "incomplete"})
+        status = "complete" if completed else "incomplete"
+        return await self.change(task_id, {"status": status}, condition)
 
-    async def toggle(self, task_id: int) -> bytes:
-        """Turn complete into incomplete and the other way round, and return the task."""
-        return await self._write_to(task_id, statements.toggle_task(), {})
+    async def toggle(self, task_id: int, condition: Condition = ALWAYS) -> bytes:
+        """Complete an incomplete task or reopen a complete one, and return it."""
+        return await self._write_to(task_id, statements.toggle_task(condition.terms), {}, condition)
 
-    async def remove(self, task_id: int) -> None:
+    async def remove(self, task_id: int, condition: Condition = ALWAYS) -> None:
         """Delete the task."""
-        await self._write_to(task_id, statements.remove_task(), {})
+        await self._write_to(task_id, statements.remove_task(condition.terms), {}, condition)
 
     async def erase_owner(self) -> None:
-        """Delete the owner and all their tasks. Again, with the same token: nothing happens."""
+        """Delete the owner and all their tasks. A repeat with the same token does nothing.
+
+        Tokens that were issued before can no longer write. Their time of issue is by the issuer's
+        clock, so the least valid time of issue is later than now by the most that this clock can
+        be ahead. The token that erases is void too, and so is any other token of its second.
+        """
         self._known_owners.discard(self.owner.id)
+        ahead = self._issuer_ahead()
+        values = {
+            "owner_hash": self._hash(),
+            "issuer_ahead": ahead,
+            "tokens_from": max(time() + ahead, (self.owner.issued_at or 0) + 1),
+        }
         with suppress(AccountErased):
-            await self._write(statements.erase_owner(), {"owner_hash": self._hash()})
+            await self._write(statements.erase_owner(), values)
 
     async def _write_to(
-        self, task_id: int, statement: Statement, values: Mapping[str, object]
+        self,
+        task_id: int,
+        statement: Statement,
+        values: Mapping[str, object],
+        condition: Condition,
     ) -> bytes:
-        """Write to a task and return it. Only a write that finds nothing asks once more, why."""
-        rows = await self._write(statement, {"task_id": task_id, **values})
-        if rows:
-            return rows[0]
-        token = {"owner_hash": self._hash(), "issued_at": self.owner.issued_at}
-        why = statements.void_token()
-        if await self._database.run(self.owner.id, why, token, continues=True):
-            raise AccountErased
-        raise TaskNotFound
+        """Write to a task and return it. A write that finds nothing asks for the reason."""
+        rows = await self._write(statement, {"task_id": task_id, **values}, condition)
+        if not rows:
+            raise await self._why_not_written(task_id, condition.if_match)
+        return rows[0]
+
+    async def _why_not_written(self, task_id: int = 0, if_match: Versions = None) -> ApiError:
+        """Return the reason: a void token, another version of the task, or no task.
+
+        This takes a statement of its own, because the write saw the rows as they were before it
+        waited for another write.
+        """
+        issued_at = self.owner.issued_at
+        given = {"owner_hash": self._hash(), "issued_at": issued_at, "task_id": task_id}
+        reason = statements.why_not_written()
+        rows = await self._database.run(self.owner.id, reason, given, continues=True)
+        for found in map(jiter.from_json, rows):
+            if isinstance(found, str):
+                received = "none" if issued_at is None else shown_time(issued_at)
+                return AccountErased(
+                    f"iat: expected at least {found}, because the account was erased, "
+                    f"received {received}"
+                )
+            if if_match is not None:
+                return TaskChanged(found)
+        return TaskNotFound()
 
     async def _write(
-        self, statement: Statement, values: Mapping[str, object], *, continues: bool = False
+        self,
+        statement: Statement,
+        values: Mapping[str, object],
+        condition: Condition = ALWAYS,
+        *,
+        continues: bool = False,
     ) -> Rows:
         now = int(time() * 1000)
         if now % WRITES_PER_CLEANING == 0:
-            statement = statement.after(*statement.first, statements.forget_tombstones())
+            expired = statements.forget_tombstones(), statements.forget_answers()
+            statement = statement.after(*statement.first, *expired)
+        retry = condition.retry
         given = {
             "now": now,
             "issued_at": self.owner.issued_at,
             "email": _storable_email(self.owner.email),
+            "if_match": condition.if_match,
+            "idempotency_key": retry and retry.key,
+            "request_hash": retry and retry.request_hash,
             **values,
         }
-        return await self._database.run(self.owner.id, statement, given, continues=continues)
+        try:
+            rows = await self._database.run(self.owner.id, statement, given, continues=continues)
+        except AccountErased as error:  # by `begin_owner`, which does not know the times
+            reason = await self._why_not_written()
+            raise (reason if isinstance(reason, AccountErased) else error) from None
+        return retry.unpack(rows) if retry else rows
 
     def _hash(self) -> bytes:
-        """Return what remains of the owner after an erasure."""
+        """Return the SHA-256 of the owner's id. Only this remains of them after an erasure."""
         return sha256(self.owner.id.encode()).digest()
 
 
 def _storable_email(email: str | None) -> str | None:
-    """Return the address, or None where it cannot be stored: it is for display alone."""
+    """Return the address, or None if it cannot be stored. It is only for display."""
     if email is None or "\0" in email or not 1 <= len(email) <= EMAIL_LENGTH:
         return None
     return email

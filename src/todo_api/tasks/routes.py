@@ -5,26 +5,32 @@ from the same signature.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b, sha256
 from http import HTTPStatus
-from typing import Annotated, Any, get_args
-from urllib.parse import parse_qsl
+from typing import Annotated, Any
 
 import jiter
-from fastapi import APIRouter, Body, Path, Query, Security
+from fastapi import APIRouter, Body, Header, Path, Query, Security
 from fastapi.security import HTTPBearer
+from pydantic import WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
 from todo_api.auth.owner import Authenticator, Owner
-from todo_api.errors import InvalidJson, InvalidParameter, InvalidTaskId, NothingToChange
+from todo_api.errors import InvalidJson, InvalidTaskId, NothingToChange
 from todo_api.http.answers import FieldsProblem, Problem, array_answer, json_answer
-from todo_api.http.body import read_object
+from todo_api.http.body import JSON, MERGE_PATCH, read_body, read_object
+from todo_api.http.conditional import EntityTags, read_entity_tags, read_idempotency_key
 from todo_api.http.routing import PrivateRoute, Reads
 from todo_api.tasks import schemas
 from todo_api.tasks.fields import MAXIMUM_ID
-from todo_api.tasks.owned_tasks import OwnedTasks
+from todo_api.tasks.owned_tasks import Condition, OwnedTasks, Retry, version_of
+from todo_api.tasks.query import cursor_after, next_link, read_task_query
+
+REVALIDATED = {"Cache-Control": "private, no-cache"}
+"""Lets a browser keep an answer, and ask each time whether it is still true."""
 
 bearer = HTTPBearer(bearerFormat="JWT", scheme_name="bearer")
 """Documents the token. `Authenticator` verifies it."""
@@ -38,33 +44,22 @@ async def _read_task_id(request: Request) -> int:
     return int(text)
 
 
-_ALLOWED: Mapping[str, tuple[str, ...]] = {
-    "status": get_args(schemas.TaskQuery.model_fields["status"].annotation),
-    "sort": get_args(schemas.TaskQuery.model_fields["sort"].annotation),
-    "order": ("asc", "desc"),
-}
-_EVERYTHING = schemas.TaskQuery()
+async def _read_if_match(request: Request) -> list[int] | None:
+    tags = read_entity_tags(request, "If-Match")
+    return None if tags is None else tags.versions
 
 
-async def _read_query(request: Request) -> schemas.TaskQuery:
-    """Read the parameters of a list: each at most once, and only the values allowed."""
-    query = request.scope["query_string"]
-    if not query:
-        return _EVERYTHING
-    given: dict[str, str] = {}
-    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if name not in _ALLOWED:
-            raise InvalidParameter("Unknown query parameter. Allowed are status, sort and order")
-        if name in given:
-            raise InvalidParameter(f"The query parameter {name} must be given at most once")
-        if value not in _ALLOWED[name]:
-            raise InvalidParameter(f"Invalid {name} value. Must be {_one_of(_ALLOWED[name])}")
-        given[name] = value
-    return schemas.TaskQuery.model_validate(given)
+async def _read_retry(request: Request) -> Retry | None:
+    key = read_idempotency_key(request)
+    if key is None:
+        return None
+    content = await read_body(request)
+    identity = b"\0".join([request.method.encode(), request.scope["raw_path"], content])
+    return Retry(key, sha256(identity).digest())
 
 
-def _one_of(values: tuple[str, ...]) -> str:
-    return f"{', '.join(values[:-1])} or {values[-1]}"
+async def _read_if_none_match(request: Request) -> EntityTags | None:
+    return read_entity_tags(request, "If-None-Match")
 
 
 async def _read_new_task(request: Request) -> schemas.NewTask:
@@ -72,14 +67,15 @@ async def _read_new_task(request: Request) -> schemas.NewTask:
 
 
 async def _read_change(request: Request) -> schemas.TaskChange:
-    change = schemas.read(schemas.TaskChange, await _read_body(request))
+    media_types = {JSON, MERGE_PATCH} if request.method == "PATCH" else {JSON}
+    change = schemas.read(schemas.TaskChange, await _read_body(request, media_types))
     if not change.values():
         raise NothingToChange
     return change
 
 
-async def _read_body(request: Request) -> dict[str, Any]:
-    body = await read_object(request)
+async def _read_body(request: Request, media_types: Collection[str] = (JSON,)) -> dict[str, Any]:
+    body = await read_object(request, media_types)
     if body is None:
         raise InvalidJson("Body must be a JSON object")
     return body
@@ -97,62 +93,145 @@ Tasks = Annotated[OwnedTasks, Security(bearer)]
 """The tasks of the token's user, and no others."""
 
 TaskId = Annotated[int, Path(alias="id", ge=1, le=MAXIMUM_ID), Reads(_read_task_id)]
-TaskQuery = Annotated[schemas.TaskQuery, Query(), Reads(_read_query)]
+IfMatch = Annotated[
+    list[int] | None,
+    Header(alias="If-Match", description="Change the task only in this version: its `ETag`."),
+    WithJsonSchema({"type": "string"}),
+    Reads(_read_if_match),
+]
+IfNoneMatch = Annotated[
+    EntityTags | None,
+    Header(alias="If-None-Match", description="Answer 304 if the `ETag` is still this one."),
+    WithJsonSchema({"type": "string"}),
+    Reads(_read_if_none_match),
+]
+IdempotencyKey = Annotated[
+    Retry | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Names this write. A repeat within 24 hours gets the first answer again.",
+    ),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 255}),
+    Reads(_read_retry),
+]
+TaskQuery = Annotated[schemas.TaskQuery, Query(), Reads(read_task_query)]
 NewTask = Annotated[schemas.NewTask, Body(), Reads(_read_new_task)]
 TaskChange = Annotated[schemas.TaskChange, Body(), Reads(_read_change)]
 StatusChange = Annotated[schemas.StatusChange, Body(), Reads(_read_status)]
 Completion = Annotated[schemas.Completion, Body(), Reads(_read_completion)]
 
 
-async def list_tasks(tasks: Tasks, query: TaskQuery) -> Response:
-    """List all tasks, or those of one status."""
-    return array_answer(*await tasks.list(query))
+def _task_answer(
+    task: bytes, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    return json_answer(task, status, {"ETag": f'"{version_of(task)}"', **(headers or {})})
 
 
-async def create_task(tasks: Tasks, task: NewTask, request: Request) -> Response:
+async def list_tasks(
+    tasks: Tasks, query: TaskQuery, if_none_match: IfNoneMatch, request: Request
+) -> Response:
+    """List the tasks, all of them unless parameters ask for some."""
+    prefix = f'"{blake2b(tasks.owner.id.encode(), digest_size=9).hexdigest()}-'
+    known = _known_version(if_none_match, prefix)
+    found = await tasks.list(query, known)
+    headers = {"ETag": f'{prefix}{found.version}"', **REVALIDATED}
+    if found.version == known:
+        return Response(status_code=304, headers=headers)
+    if found.total is not None:
+        headers["X-Total-Count"] = str(found.total)
+    shown = found.first[: query.limit]
+    if len(shown) < len(found.first):
+        headers["Link"] = next_link(request, cursor_after(shown[-1], query, tasks.owner.id))
+    return array_answer(shown, found.rest, headers)
+
+
+def _known_version(tags: EntityTags | None, prefix: str) -> int | None:
+    """Return the version of a list that the client has, if it is this user's list."""
+    for tag in (*tags.strong, *tags.weak) if tags else ():
+        version = tag.removeprefix(prefix).removesuffix('"')
+        if tag.startswith(prefix) and re.fullmatch("0|[1-9][0-9]{0,17}", version):
+            return int(version)
+    return None
+
+
+async def create_task(
+    tasks: Tasks, task: NewTask, retry: IdempotencyKey, request: Request
+) -> Response:
     """Create a task. `Location` is its path, in the family of the request."""
-    created = await tasks.add(task.values())
+    created = await tasks.add(task.values(), retry)
     location = f"{request.scope['raw_path'].decode('latin-1')}/{jiter.from_json(created)['id']}"
-    return json_answer(created, 201, {"Location": location})
+    return _task_answer(created, 201, {"Location": location, **_replayed(retry)})
 
 
-async def get_task(tasks: Tasks, task_id: TaskId) -> Response:
+async def get_task(tasks: Tasks, task_id: TaskId, if_none_match: IfNoneMatch) -> Response:
     """Show one task."""
-    return json_answer(await tasks.get(task_id))
+    task = await tasks.get(task_id)
+    tag = f'"{version_of(task)}"'
+    if if_none_match is not None and if_none_match.include(tag):
+        return Response(status_code=304, headers={"ETag": tag, **REVALIDATED})
+    return _task_answer(task, headers=REVALIDATED)
 
 
-async def change_task(tasks: Tasks, task_id: TaskId, change: TaskChange) -> Response:
-    """Change the fields that are present and keep the others. The last write wins."""
-    return json_answer(await tasks.change(task_id, change.values()))
+async def change_task(
+    tasks: Tasks, task_id: TaskId, if_match: IfMatch, change: TaskChange, retry: IdempotencyKey
+) -> Response:
+    """Change the fields that are present and keep the others. Without `If-Match` the last wins."""
+    task = await tasks.change(task_id, change.values(), Condition(if_match, retry))
+    return _task_answer(task, headers=_replayed(retry))
 
 
-async def delete_task(tasks: Tasks, task_id: TaskId) -> Response:
+async def delete_task(
+    tasks: Tasks, task_id: TaskId, if_match: IfMatch, retry: IdempotencyKey
+) -> Response:
     """Delete a task."""
-    await tasks.remove(task_id)
-    return Response(status_code=204)
+    await tasks.remove(task_id, Condition(if_match, retry))
+    return Response(status_code=204, headers=_replayed(retry))
 
 
 _DEFAULT = schemas.Completion()
 
 
-async def toggle_task(tasks: Tasks, task_id: TaskId, completion: Completion = _DEFAULT) -> Response:
+async def toggle_task(
+    tasks: Tasks,
+    task_id: TaskId,
+    if_match: IfMatch,
+    retry: IdempotencyKey,
+    completion: Completion = _DEFAULT,
+) -> Response:
     """Toggle a task, or set what the body says outright."""
+    condition = Condition(if_match, retry)
     if not completion.model_fields_set:
-        return json_answer(await tasks.toggle(task_id))
-    return json_answer(await tasks.complete(task_id, completed=completion.completed))
+        task = await tasks.toggle(task_id, condition)
+    else:
+        task = await tasks.complete(task_id, completed=completion.completed, condition=condition)
+    return _task_answer(task, headers=_replayed(retry))
 
 
 async def complete_task(
-    tasks: Tasks, task_id: TaskId, completion: Completion = _DEFAULT
+    tasks: Tasks,
+    task_id: TaskId,
+    if_match: IfMatch,
+    retry: IdempotencyKey,
+    completion: Completion = _DEFAULT,
 ) -> Response:
     """Complete a task, or set what the body says outright. A repeat changes nothing."""
     completed = not completion.model_fields_set or completion.completed
-    return json_answer(await tasks.complete(task_id, completed=completed))
+    condition = Condition(if_match, retry)
+    task = await tasks.complete(task_id, completed=completed, condition=condition)
+    return _task_answer(task, headers=_replayed(retry))
 
 
-async def set_status(tasks: Tasks, task_id: TaskId, change: StatusChange) -> Response:
+async def set_status(
+    tasks: Tasks, task_id: TaskId, if_match: IfMatch, change: StatusChange, retry: IdempotencyKey
+) -> Response:
     """Set the status of a task. A repeat changes nothing."""
-    return json_answer(await tasks.change(task_id, {"status": change.status}))
+    values = {"status": change.status}
+    task = await tasks.change(task_id, values, Condition(if_match, retry))
+    return _task_answer(task, headers=_replayed(retry))
+
+
+def _replayed(retry: Retry | None) -> dict[str, str]:
+    return {"Idempotency-Replayed": "true"} if retry and retry.is_replayed else {}
 
 
 async def delete_account(tasks: Tasks) -> Response:
@@ -184,6 +263,7 @@ _OPERATIONS = (
     _Operation("POST", "/tasks", create_task, create_task, "create_task", 201),
     _Operation("GET", "/tasks/{id}", get_task, get_task, "get_task"),
     _Operation("PUT", "/tasks/{id}", change_task, change_task, "change_task"),
+    _Operation("PATCH", "/tasks/{id}", change_task, change_task, "patch_task"),
     _Operation("DELETE", "/tasks/{id}", delete_task, delete_task, "delete_task", 204, None),
     _Operation("PATCH", "/tasks/{id}/complete", toggle_task, complete_task, "complete_task"),
     _Operation("PATCH", "/tasks/{id}/status", set_status, set_status, "set_task_status"),

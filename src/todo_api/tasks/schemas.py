@@ -50,6 +50,12 @@ _MESSAGES: Mapping[str, str] = {
     "conflict": "{label} and completed disagree: send one of them",
 }
 
+MAXIMUM_LIMIT = 200
+"""The most tasks of a page."""
+
+SEARCH_LENGTH = 200
+"""The most characters of a search."""
+
 SHOWN_NAME_LENGTH = 100
 """How much of an unknown field's name a message shows."""
 
@@ -135,20 +141,60 @@ class Completion(BaseModel):
     completed: StrictBool = Field(default=False, description=BY_NAME["completed"].description)
 
 
+Sort = Literal["created", "updated", "title", "due_date", "priority"]
+Order = Literal["asc", "desc"]
+
+
+_MOMENT = WithJsonSchema(
+    {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]}
+)
+
+
 class TaskQuery(BaseModel):
     """The parameters of a list."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    status: Literal["all", "incomplete", "pending", "complete", "completed"] = "all"
-    sort: Literal["created", "updated", "title", "due_date", "priority"] = "created"
-    order: Annotated[
-        Literal["asc", "desc"] | None,
-        WithJsonSchema({"type": "string", "enum": ["asc", "desc"]}),
-    ] = Field(
-        default=None,
-        description="created, updated and priority: desc; title and due_date: asc.",
+    status: Literal["all", "incomplete", "pending", "complete", "completed"] = Field(
+        default="all", description="`pending` means incomplete, and `completed` means complete."
     )
+    sort: Sort = Field(default="created", description="What to sort by. The id breaks ties.")
+    order: Annotated[Order | None, WithJsonSchema({"type": "string", "enum": ["asc", "desc"]})] = (
+        Field(
+            default=None,
+            description="The default for created, updated and priority is desc, for title and"
+            " due_date asc. Tasks without a value come last in both.",
+        )
+    )
+    limit: Annotated[
+        int | None, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAXIMUM_LIMIT})
+    ] = Field(default=None, description="At most so many tasks. `Link` leads to the next page.")
+    cursor: Annotated[str | None, WithJsonSchema({"type": "string"})] = Field(
+        default=None, description="The place of a page, from the `Link` of the page before."
+    )
+    count: bool = Field(default=False, description="Whether to send `X-Total-Count`.")
+    q: Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})] = Field(
+        default=None,
+        description="Words that title or description must contain. Case and accents do not matter.",
+    )
+    priority: Annotated[
+        Literal["low", "medium", "high", "none"] | None,
+        WithJsonSchema({"type": "string", "enum": ["low", "medium", "high", "none"]}),
+    ] = Field(default=None, description="Only tasks of this priority.")
+    due: Annotated[Literal["none"] | None, WithJsonSchema({"type": "string", "enum": ["none"]})] = (
+        Field(default=None, description="Only tasks without a due date.")
+    )
+    due_from: Annotated[str | None, _MOMENT] = Field(
+        default=None, description="Only tasks due at this day or instant, or later."
+    )
+    due_before: Annotated[str | None, _MOMENT] = Field(
+        default=None, description="Only tasks due before this day or instant."
+    )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether only status, sort and order are given, if anything is."""
+        return self.model_fields_set <= {"status", "sort", "order"}
 
 
 class _Answer(BaseModel):

@@ -1,44 +1,57 @@
-"""Every statement there is, built from the model, each compiled once.
+"""All statements on tasks, built from the model. Each is compiled once.
 
-Each is atomic by itself, names the owner (`owner`, one value), and answers with rows of one
-column: a task as JSON text, made by PostgreSQL, which the service passes on as it came.
+Each statement is atomic and names the owner (`owner`, one value). It returns rows of one column: a
+task as JSON text. PostgreSQL makes this text, and the service passes it on unchanged.
 
-A write begins with `_writer`: it takes the lock on the user's row, gives the write its version
-and refuses a void token, all in the one statement (ADR 12). Citus has a say in the form: RETURNING
-names plain columns, and no volatile function stands in a write, nor a stable one in a CASE or
-beside a column (ADR 13).
+A write begins with `_writer`. In the same statement, `_writer` locks the user's row, gives the
+write its version and refuses a void token (ADR 12). Citus restricts the form (ADR 13). RETURNING
+names only plain columns, and a write contains no volatile function. A stable function may not be in
+a CASE or beside a column.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     CTE,
     BigInteger,
+    Boolean,
     ColumnElement,
     DateTime,
     Float,
+    Integer,
     LargeBinary,
     Text,
+    and_,
+    any_,
     bindparam,
+    cast,
     literal_column,
     not_,
     or_,
+    tuple_,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import case, col, delete, func, select, update
 
 from todo_api.database.statement import Statement
-from todo_api.tasks.fields import FIELDS, PRIORITIES, WRITABLE
-from todo_api.tasks.model import TOMBSTONE_DAYS, Erasure, Task, Tombstone, User
+from todo_api.tasks.fields import FIELDS, MAXIMUM_ID, PRIORITIES, TITLE_LENGTH, WRITABLE, Status
+from todo_api.tasks.model import (
+    ANSWER_HOURS,
+    TOMBSTONE_DAYS,
+    Answer,
+    Erasure,
+    Task,
+    Tombstone,
+    User,
+)
+from todo_api.tasks.schemas import Order, Sort
 
-Status = Literal["incomplete", "complete"]
-Sort = Literal["created", "updated", "title", "due_date", "priority"]
-Order = Literal["asc", "desc"]
-
-TOMBSTONES_AT_ONCE = 100
-"""How many expired tombstones one write removes at most."""
+EXPIRED_AT_ONCE = 100
+"""The most expired tombstones, and the most expired answers, that one write removes."""
 
 _OWNER = bindparam("owner", type_=Text())
 _OWNER_HASH: Any = bindparam("owner_hash", type_=LargeBinary())
@@ -46,15 +59,20 @@ _ISSUED_AT = func.to_timestamp(bindparam("issued_at", type_=Float()))
 _NOW: Any = bindparam("now", type_=BigInteger())
 """The program's clock, in milliseconds since 1970."""
 _TASK_ID = bindparam("task_id", type_=BigInteger())
+_IF_MATCH = bindparam("if_match", type_=ARRAY(BigInteger))
+_KNOWN_VERSION: Any = bindparam("known_version", type_=BigInteger())
 _ITS_OWN = col(Task.user_id) == _OWNER
+_KEY: Any = bindparam("idempotency_key", type_=Text())
+_REQUEST_HASH: Any = bindparam("request_hash", type_=LargeBinary())
+_SAME_KEY = (col(Answer.user_id) == _OWNER, col(Answer.key) == _KEY)
 _COMPLETE: ColumnElement[str] = literal_column("'complete'")
 _INCOMPLETE: ColumnElement[str] = literal_column("'incomplete'")
 
 _UTC: ColumnElement[str] = literal_column("'UTC'")
 _CLOCK = select(func.now().label("moment")).cte("clock")
-# The moment is the transaction's start, which may lie before the write that this one replaces: so
-# the microsecond makes it strictly later, whatever the clock does. The sum is made in UTC, where it
-# does not depend on the session's time zone.
+# `moment` is the start of the transaction, which may be before the previous write. So one
+# microsecond is added to the old value, and `updated_at` always grows, even if the clock steps
+# back. The sum is in UTC, because it must not depend on the session's time zone.
 _NEXT_UPDATE = func.greatest(
     _CLOCK.c.moment,
     func.timezone(
@@ -64,14 +82,33 @@ _NEXT_UPDATE = func.greatest(
 )
 
 
-def _writer() -> CTE:
-    """Lock the owner's row and take their next version; no row where the token may not write.
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms of a write: each is a statement of its own, so a plain write pays for none."""
 
-    The version is a hybrid logical clock: it only grows, whatever the clocks of several processes
-    say, and starts above the versions that an erased account or a restored backup has forgotten.
+    if_match: bool = False
+    """Whether the task must have one of the versions `if_match`."""
+    keyed: bool = False
+    """Whether the write must be the first one with `idempotency_key`, and stores its answer."""
+
+    def named(self, name: str) -> str:
+        """Return the name of a statement on these terms."""
+        return name + "_if_match" * self.if_match + "_keyed" * self.keyed
+
+
+PLAIN = Terms()
+
+
+def _writer(terms: Terms = PLAIN) -> CTE:
+    """Lock the owner's row and take their next version. Without a row, the token may not write.
+
+    The version is a hybrid logical clock. It only grows, even if the clocks of processes differ. It
+    starts above the versions of an erased account or a restored backup.
     """
     may_write = or_(col(User.tokens_from).is_(None), col(User.tokens_from) <= _ISSUED_AT)
     locked = update(User).where(col(User.id) == _OWNER, may_write)
+    if terms.keyed:
+        locked = locked.where(not_(select(col(Answer.key)).where(*_SAME_KEY).exists()))
     version = func.greatest(col(User.version) + literal_column("1"), _NOW)
     return locked.values(version=version).returning(col(User.version)).cte("writer")
 
@@ -86,7 +123,7 @@ def _utc(timestamp: Any, form: Any = _INSTANT) -> Any:
 
 
 def _shown(task: Any) -> list[Any]:
-    """Return the columns of an answer."""
+    """Return the columns of a task in a response."""
     return [_shown_field(task, field.name) for field in FIELDS]
 
 
@@ -105,7 +142,9 @@ _NEW: dict[str, Any] = {
     name: bindparam(f"new_{name}", type_=_TASK.c[name].type) for name in WRITABLE
 }
 
-_PRIORITY = func.array_position(literal_column(f"ARRAY{list(PRIORITIES)}"), col(Task.priority))
+_PRIORITY = func.array_position(
+    literal_column(f"ARRAY{list(PRIORITIES)}"), col(Task.priority), type_=Integer()
+)
 _SORT_KEYS: dict[Sort, tuple[list[Any], Order]] = {
     "created": ([col(Task.created_at)], "desc"),
     "updated": ([col(Task.updated_at)], "desc"),
@@ -126,7 +165,7 @@ def _as_json(rows: Any) -> Any:
 
 @cache
 def list_tasks(status: Status | None, sort: Sort, order: Order | None) -> Statement:
-    """All the owner's tasks, of one status or of any. Ties go by id, in the same direction."""
+    """Select the owner's tasks of one status or of any. The id breaks ties in the same order."""
     keys, default = _SORT_KEYS[sort]
     direction = order or default
     first, *others = (getattr(each, direction)() for each in (*keys, col(Task.id)))
@@ -136,35 +175,135 @@ def list_tasks(status: Status | None, sort: Sort, order: Order | None) -> Statem
     if status:
         tasks = tasks.where(col(Task.status) == literal_column(f"'{status}'"))
     name = f"list_{status or 'all'}_by_{sort}_{direction}"
-    return Statement.compiled(name, _as_json(tasks.subquery("task")), streamed=True)
+    return Statement.compiled(name, _after_version(tasks), streamed=True)
+
+
+@cache
+def find_tasks(sort: Sort, order: Order) -> Statement:
+    """Select the owner's tasks by any filters, from a place in this order on.
+
+    One statement for all combinations, because each prepared statement costs memory on every
+    connection: a filter that is null selects everything.
+    """
+    keys = [*_keys_without_null(sort, order), col(Task.id)]
+    after: list[Any] = [
+        bindparam(f"after_{number}", type_=key.type) for number, key in enumerate(keys, 1)
+    ]
+    here, there = tuple_(*keys), tuple_(*after)
+    is_after = here > there if order == "asc" else here < there
+    directed = [getattr(key, order)() for key in keys]
+    tasks = select(*_shown(_TASK.c)).where(_ITS_OWN, *_filters(), is_after).order_by(*directed)
+    tasks = tasks.limit(bindparam("limit", type_=BigInteger()))
+    return Statement.compiled(
+        f"find_by_{sort}_{order}", _after_version(tasks, counts=True), streamed=True
+    )
+
+
+def _keys_without_null(sort: Sort, order: Order) -> list[Any]:
+    """Return a sort's keys, with a last value in place of null."""
+    keys, _ = _SORT_KEYS[sort]
+    down = order == "desc"
+    last: dict[Sort, str] = {
+        "due_date": f"timestamptz '{'-infinity' if down else 'infinity'}'",
+        "priority": str(0 if down else len(PRIORITIES) + 1),
+    }
+    if sort not in last:
+        return keys
+    return [func.coalesce(keys[0], literal_column(last[sort]), type_=keys[0].type), *keys[1:]]
+
+
+def _filters() -> list[Any]:
+    """Return the conditions of a search. Each holds for every task if its value is null."""
+    wanted = bindparam("status", type_=Text())
+    priority = bindparam("priority", type_=Text())
+    due_from: Any = bindparam("due_from", type_=DateTime(timezone=True))
+    due_before: Any = bindparam("due_before", type_=DateTime(timezone=True))
+    without_due_date = bindparam("without_due_date", type_=Boolean())
+    word = func.unnest(bindparam("words", type_=ARRAY(Text()))).column_valued("word")
+    is_missing = and_(
+        func.strpos(col(Task.title_key), word) == literal_column("0"),
+        func.strpos(func.coalesce(col(Task.description_key), literal_column("''")), word)
+        == literal_column("0"),
+    )
+    return [
+        or_(wanted.is_(None), col(Task.status) == wanted),
+        or_(
+            priority.is_(None),
+            func.coalesce(col(Task.priority), literal_column("'none'")) == priority,
+        ),
+        or_(due_from.is_(None), col(Task.due_date) >= due_from),
+        or_(due_before.is_(None), col(Task.due_date) < due_before),
+        or_(not_(without_due_date), col(Task.due_date).is_(None)),
+        not_(select(word).where(is_missing).exists()),
+    ]
+
+
+def first_position(sort: Sort, order: Order) -> list[Any]:
+    """Return a position before every task of an order."""
+    down = order == "desc"
+    infinity = "infinity" if down else "-infinity"
+    # No title is longer than this, or has a later character.
+    beyond = "\U0010ffff" * (TITLE_LENGTH + 1) if down else ""
+    keys: dict[Sort, list[Any]] = {
+        "created": [infinity],
+        "updated": [infinity],
+        "title": [beyond],
+        "due_date": [infinity, down],
+        "priority": [len(PRIORITIES) + 2 if down else -1],
+    }
+    return [*keys[sort], MAXIMUM_ID if down else 0]
+
+
+def _current_version() -> CTE:
+    """Return the version of the owner's last write, or 0 if they never wrote."""
+    version = func.coalesce(func.max(col(User.version)), literal_column("0"))
+    return select(version.label("version")).where(col(User.id) == _OWNER).cte("current")
+
+
+def _after_version(tasks: Any, *, counts: bool = False) -> Any:
+    """Select the version, and then the tasks unless the client knows that version.
+
+    PostgreSQL does not read the tasks for a version that the client knows, because that condition
+    does not depend on their rows. With `counts` the number of all matching tasks can come between.
+    """
+    current = _current_version()
+    is_new = select(current.c.version).scalar_subquery().is_distinct_from(_KNOWN_VERSION)
+    parts: list[Any] = [_as_json(tasks.where(is_new).subquery("task"))]
+    if counts:
+        is_wanted = bindparam("count", type_=Boolean())
+        number: Any = select(func.to_json(func.count())).select_from(Task)
+        number = number.where(_ITS_OWN, *_filters(), is_new, is_wanted)
+        parts.insert(0, number.having(and_(is_wanted, is_new)))
+    head: Any = select(func.to_json(current.c.version))
+    return head.union_all(*parts)
 
 
 @cache
 def get_task() -> Statement:
-    """One task."""
+    """Select one task."""
     task = select(*_shown(_TASK.c)).where(_ITS_OWN, col(Task.id) == _TASK_ID).subquery("task")
     return Statement.compiled("get_task", _as_json(task))
 
 
 @cache
-def add_task() -> Statement:
-    """A new task, of a user who has a row."""
+def add_task(terms: Terms = PLAIN) -> Statement:
+    """Insert a task for a user who has a row."""
     completed_at = case((_NEW["status"] == _COMPLETE, func.now()))
     values = {"user_id": _OWNER, **_NEW, "completed_at": completed_at}
-    row: Any = select(*values.values(), _writer().c.version)  # type: ignore[call-overload]  # SQLModel types four columns
+    row: Any = select(*values.values(), _writer(terms).c.version)  # type: ignore[call-overload]  # SQLModel types four columns
     added = insert(Task).from_select([*values, "version"], row)
-    return Statement.compiled("add_task", _written(added), writes=True)
+    return _write("add_task", _written(added), terms)
 
 
 @cache
 def add_first_task() -> Statement:
-    """A new task, of a user who may not have a row yet."""
+    """Insert a task for a user who may not have a row yet."""
     return add_task().after(begin_owner())
 
 
 @cache
-def change_task(fields: frozenset[str]) -> Statement:
-    """Set these fields and keep the others. Where nothing differs, `updated_at` stays."""
+def change_task(fields: frozenset[str], terms: Terms = PLAIN) -> Statement:
+    """Set these columns and keep the others. If no value differs, `updated_at` stays."""
     names = [name for name in WRITABLE if name in fields]
     differs = or_(*(_column(name).is_distinct_from(_NEW[name]) for name in names))
     values = {name: _NEW[name] for name in names}
@@ -175,30 +314,30 @@ def change_task(fields: frozenset[str]) -> Statement:
             else_=_NEXT_UPDATE,
         )
     values["updated_at"] = case((differs, _NEXT_UPDATE), else_=col(Task.updated_at))
-    values["version"] = case((differs, _writer().c.version), else_=col(Task.version))
-    return Statement.compiled("change_" + "_".join(names), _written(_update(values)), writes=True)
+    values["version"] = case((differs, _writer(terms).c.version), else_=col(Task.version))
+    return _change("change_" + "_".join(names), values, terms)
 
 
 @cache
-def toggle_task() -> Statement:
-    """Complete an incomplete task, and the other way round."""
+def toggle_task(terms: Terms = PLAIN) -> Statement:
+    """Complete an incomplete task, or reopen a complete one."""
     is_complete = col(Task.status) == _COMPLETE
     values = {
         "status": case((is_complete, _INCOMPLETE), else_=_COMPLETE),
         "completed_at": case((is_complete, None), else_=_NEXT_UPDATE),
         "updated_at": _NEXT_UPDATE,
-        "version": _writer().c.version,
+        "version": _writer(terms).c.version,
     }
-    return Statement.compiled("toggle_task", _written(_update(values)), writes=True)
+    return _change("toggle_task", values, terms)
 
 
 @cache
-def remove_task() -> Statement:
-    """Delete one task and leave a tombstone; a row comes back when there was one."""
-    version = _writer().c.version
+def remove_task(terms: Terms = PLAIN) -> Statement:
+    """Delete one task and leave a tombstone. Returns a row if the task existed."""
+    version = _writer(terms).c.version
     removed = (
         delete(Task)
-        .where(_ITS_OWN, col(Task.id) == _TASK_ID, version.is_not(None))
+        .where(*_one_task(terms), version.is_not(None))
         .returning(col(Task.user_id), version, col(Task.id))
         .cte("removed")
     )
@@ -207,12 +346,36 @@ def remove_task() -> Statement:
         select(removed.c.user_id, removed.c.version, removed.c.id),
     )
     tombstone = buried.returning(col(Tombstone.task_id)).cte("tombstone")
-    return Statement.compiled("remove_task", select(tombstone.c.task_id), writes=True)
+    return _write("remove_task", select(func.to_json(tombstone.c.task_id)), terms)
+
+
+@cache
+def forget_answer() -> Statement:
+    """Remove the stored answer of this idempotency key if it has expired."""
+    expired = delete(Answer).where(*_SAME_KEY, col(Answer.created_at) <= _expiry())
+    return Statement.compiled("forget_answer", expired, writes=True)
+
+
+@cache
+def forget_answers() -> Statement:
+    """Remove some of the owner's expired answers, the oldest first."""
+    some = (
+        select(col(Answer.key))
+        .where(col(Answer.user_id) == _OWNER, col(Answer.created_at) <= _expiry())
+        .order_by(col(Answer.created_at))
+        .limit(literal_column(str(EXPIRED_AT_ONCE)))
+    )
+    forgotten = delete(Answer).where(col(Answer.user_id) == _OWNER, col(Answer.key).in_(some))
+    return Statement.compiled("forget_answers", forgotten, writes=True)
+
+
+def _expiry() -> Any:
+    return func.now() - literal_column(f"interval '{ANSWER_HOURS} hours'")
 
 
 @cache
 def forget_tombstones() -> Statement:
-    """Remove some of the owner's expired tombstones, once their row is locked."""
+    """Lock the owner's row, then remove some of their expired tombstones."""
     owner = select(col(User.id)).where(col(User.id) == _OWNER).with_for_update(key_share=True)
     locked = owner.cte("owner")
     expired: Any = literal_column(str(TOMBSTONE_DAYS * 86_400_000))
@@ -220,7 +383,7 @@ def forget_tombstones() -> Statement:
         select(col(Tombstone.version))
         .where(col(Tombstone.user_id) == _OWNER, col(Tombstone.version) < _NOW - expired)
         .order_by(col(Tombstone.version))
-        .limit(literal_column(str(TOMBSTONES_AT_ONCE)))
+        .limit(literal_column(str(EXPIRED_AT_ONCE)))
     )
     forgotten = delete(Tombstone).where(
         col(Tombstone.user_id) == _OWNER,
@@ -231,17 +394,22 @@ def forget_tombstones() -> Statement:
 
 
 @cache
-def void_token() -> Statement:
-    """A row where the token is older than the owner's erasure. Says why a write found nothing."""
-    tokens_from = col(Erasure.erased_at) + literal_column("interval '10 seconds'")
-    is_void = func.coalesce(tokens_from > _ISSUED_AT, literal_column("true"))
-    mark: Any = select(literal_column("1")).where(col(Erasure.user_hash) == _OWNER_HASH, is_void)
-    return Statement.compiled("void_token", mark.select_from(Erasure))
+def why_not_written() -> Statement:
+    """Select why a write found nothing: the time from which tokens can write, or a version.
+
+    A string is the time, if the token is older than that. A number is the task's version.
+    """
+    is_void = func.coalesce(col(Erasure.tokens_from) > _ISSUED_AT, literal_column("true"))
+    mark: Any = select(func.to_json(_utc(col(Erasure.tokens_from))))
+    void = mark.where(col(Erasure.user_hash) == _OWNER_HASH, is_void)
+    task: Any = select(func.to_json(col(Task.version)))
+    version = task.where(_ITS_OWN, col(Task.id) == _TASK_ID)
+    return Statement.compiled("why_not_written", void.union_all(version))
 
 
 @cache
 def begin_owner() -> Statement:
-    """Lock the owner's row, made anew where it is missing (migration 0001)."""
+    """Lock the owner's row, and create it if it is missing (migration 0001)."""
     email = bindparam("email", type_=Text())
     issued_at = bindparam("issued_at", type_=Float())
     begun = select(func.begin_owner(_OWNER, email, issued_at, _NOW))
@@ -250,37 +418,77 @@ def begin_owner() -> Statement:
 
 @cache
 def erase_owner() -> Statement:
-    """Delete the owner's row, and with it every task (a cascade); remember when.
+    """Delete the owner's row and all their tasks (by cascade), and void the tokens from before.
 
-    Statements of their own, because each must see what was committed while `begin_owner` waited.
+    `tokens_from` is the least time of issue of a token that can write again. The database's clock
+    counts too, because it goes on while the statement waits for a connection and a lock.
+
+    These are separate statements, because each must see the commits while `begin_owner` waited.
     """
-    # The token that erases is void afterwards, even where the issuer's clock is ahead of ours.
-    erased_at = func.greatest(func.statement_timestamp(), _ISSUED_AT)
-    row: Any = select(_OWNER_HASH, col(User.version), erased_at).where(col(User.id) == _OWNER)
-    mark = insert(Erasure).from_select(["user_hash", "version", "erased_at"], row)
+    given = func.to_timestamp(bindparam("tokens_from", type_=Float()))
+    ahead: Any = bindparam("issuer_ahead", type_=Float())
+    by_database = func.statement_timestamp() + ahead * literal_column("interval '1 second'")
+    tokens_from = func.greatest(given, by_database)
+    row: Any = select(_OWNER_HASH, col(User.version), tokens_from).where(col(User.id) == _OWNER)
+    mark = insert(Erasure).from_select(["user_hash", "version", "tokens_from"], row)
     marked = mark.on_conflict_do_update(
         index_elements=[col(Erasure.user_hash)],
         set_={
             "version": mark.excluded.version,
-            # A clock that was set back must not make tokens good that were void.
-            "erased_at": func.greatest(col(Erasure.erased_at), mark.excluded.erased_at),
+            # A void token must stay void, even if the clock was set back.
+            "tokens_from": func.greatest(col(Erasure.tokens_from), mark.excluded.tokens_from),
         },
     ).returning(col(Erasure.version))
     buried = delete(Tombstone).where(col(Tombstone.user_id) == _OWNER)
+    answers = delete(Answer).where(col(Answer.user_id) == _OWNER)
     erased = delete(User).where(col(User.id) == _OWNER).returning(col(User.id))
     return Statement.compiled("erase_owner", erased, writes=True).after(
         begin_owner(),
         Statement.compiled("remember_erasure", marked, writes=True),
         Statement.compiled("erase_tombstones", buried, writes=True),
+        Statement.compiled("erase_answers", answers, writes=True),
     )
 
 
-def _update(values: dict[str, Any]) -> Any:
-    return update(Task).where(_ITS_OWN, col(Task.id) == _TASK_ID).values(**values)
+def _one_task(terms: Terms) -> list[Any]:
+    """Return the conditions for one task, if need be for one of these versions of it."""
+    conditions: list[Any] = [_ITS_OWN, col(Task.id) == _TASK_ID]
+    if terms.if_match:
+        conditions.append(col(Task.version) == any_(_IF_MATCH))
+    return conditions
+
+
+def _change(name: str, values: dict[str, Any], terms: Terms) -> Statement:
+    change = update(Task).where(*_one_task(terms)).values(**values)
+    return _write(name, _written(change), terms)
+
+
+def _write(name: str, answer: Any, terms: Terms) -> Statement:
+    """Compile a write, whose answer is one row with JSON or no row.
+
+    A keyed write stores its answer in the same statement. If there is a stored answer already, it
+    changes nothing and returns an array of the first request's hash and its answer.
+    """
+    if not terms.keyed:
+        return Statement.compiled(terms.named(name), answer, writes=True)
+    given = answer.cte("given")
+    (answered,) = given.c
+    body = cast(answered, Text())
+    row: Any = select(_OWNER, _KEY, _REQUEST_HASH, body).select_from(given)
+    stored = insert(Answer).from_select(["user_id", "key", "request_hash", "body"], row)
+    first: Any = select(
+        func.json_build_array(
+            func.encode(col(Answer.request_hash), literal_column("'hex'")), col(Answer.body)
+        )
+    )
+    replay = first.where(*_SAME_KEY)
+    rows: Any = select(answered).add_cte(stored.cte("stored")).union_all(replay)
+    first_statements = (begin_owner(), forget_answer())
+    return Statement.compiled(terms.named(name), rows, writes=True).after(*first_statements)
 
 
 def _written(change: Any) -> Any:
-    """Return the task that an INSERT or UPDATE leaves, as JSON."""
+    """Select the task that an INSERT or UPDATE wrote, as JSON."""
     task = change.returning(*_TASK.c).cte("task")
     return _as_json(select(*_shown(task.c)).subquery("shown"))
 
@@ -290,5 +498,5 @@ def _column(name: str) -> Any:
 
 
 def bind_new(values: Iterable[tuple[str, object]]) -> dict[str, object]:
-    """Name new values as the statements bind them."""
+    """Add the prefix that the statements use for new values."""
     return {f"new_{name}": value for name, value in values}

@@ -1,12 +1,13 @@
 // A to-do list: Better Auth's own client signs in, fetch calls the API on another origin.
 import { createAuthClient, jwtClient } from "/client.js";
 
-// Only a test may take it from the address: whoever wrote the link would get the token.
+// Only a test may read the API's address from the link, because the author of a link would get the
+// token.
 const api = new URLSearchParams(location.search).get("api");
 const auth = createAuthClient({ plugins: [jwtClient()] });
 const element = (id) => document.getElementById(id);
 
-/** What the user reads: a message, and perhaps the particulars of the answer. */
+/** An error for the user: a message, and perhaps details of the answer. */
 class Failure extends Error {
   constructor(message, particulars = "") {
     super(message);
@@ -14,7 +15,7 @@ class Failure extends Error {
   }
 }
 
-/** Do what an event asks for, and say what went wrong. */
+/** Run the action of an event, and show its error. */
 function on(target, event, action) {
   target.addEventListener(event, async (happened) => {
     happened.preventDefault();
@@ -39,14 +40,14 @@ const sign = element("sign");
 let newcomer = false;
 let token = null;
 
-/** Better Auth's client never throws: it returns data or an error. */
+/** Return the data of an answer. Better Auth's client returns errors and never throws them. */
 async function asked(answer) {
   const { data, error } = await answer;
   if (error) throw new Failure(error.message || "The sign-in service does not answer.");
   return data;
 }
 
-/** The JWT for the API, a new one where it has less than a minute left. */
+/** Return the JWT for the API. Fetch a new one if it expires within a minute. */
 async function bearer() {
   if (!token || expiry(token) < Date.now() + 60_000) token = (await asked(auth.token())).token;
   return token;
@@ -66,7 +67,7 @@ function showForm() {
   sign.elements.password.autocomplete = newcomer ? "new-password" : "current-password";
 }
 
-/** Show the tasks of the session, or the form where there is none. */
+/** Show the tasks of the session, or the form without a session. */
 async function enter() {
   const session = await asked(auth.getSession());
   sign.hidden = Boolean(session);
@@ -104,7 +105,7 @@ on(element("sign-out"), "click", async () => {
 const add = element("add");
 const list = element("list");
 
-/** Call the API; return the answer's JSON, or throw the message of its error. */
+/** Call the API. Return the answer's JSON, or throw the message of its error. */
 async function call(method, path, body) {
   const headers = { Authorization: `Bearer ${await bearer()}` };
   if (body) headers["Content-Type"] = "application/json";
@@ -112,8 +113,8 @@ async function call(method, path, body) {
   try {
     response = await fetch(api + path, { method, headers, body: JSON.stringify(body) });
   } catch {
-    // A TypeError, whether nobody answered or this origin may not read it: that is all we learn.
-    throw new Failure("The API cannot be reached, or does not know this page.");
+    // The browser hides the reason: the API did not answer, or this origin may not read the answer.
+    throw new Failure("The API does not answer, or it does not allow this page.");
   }
   if (response.status === 204) return null;
   const answer = await response.json();
@@ -127,7 +128,7 @@ function particulars({ status, headers }) {
   return `${again}Status ${status}, request ${headers.get("X-Request-ID")}`;
 }
 
-/** The row of a task. */
+/** Return the row of a task. */
 function item(task) {
   const row = element("task").content.cloneNode(true).firstElementChild;
   const [done, title] = row.querySelectorAll("input");
@@ -145,7 +146,7 @@ function item(task) {
     try {
       show(await call(method, path, body));
     } catch (error) {
-      show(task); // as it still is
+      show(task); // the unchanged task
       throw error;
     }
   }

@@ -53,7 +53,7 @@ const jwtOptions = {
 const verificationTokens = new Map();
 
 const options = {
-  baseURL: url,
+  baseURL: `${url}${config.path}`,
   secret: config.secret,
   database: pool,
   trustedOrigins: config.trustedOrigins,
@@ -183,7 +183,7 @@ async function answer(request, response) {
     } catch (error) {
       response.writeHead(500).end(`${error.message} ${JSON.stringify(error.body)}`);
     }
-  } else if (pathname.startsWith("/api/auth/")) {
+  } else if (pathname.startsWith(`${config.path || "/api/auth"}/`)) {
     allowOrigin(request, response);
     if (request.method === "OPTIONS") response.writeHead(204).end();
     else if (pathname !== "/api/auth/jwks" || !spoil(response)) await handle(request, response);

@@ -18,6 +18,7 @@ POLICIES = {
     "users": f"id = {OWNER}",
     "tasks": f"user_id = {OWNER}",
     "tombstones": f"user_id = {OWNER}",
+    "answers": f"user_id = {OWNER}",
     "erasures": f"user_hash = {OWNER_HASH}",
     "rate_limits": f"user_hash = {OWNER_HASH}",
 }
@@ -42,8 +43,10 @@ def downgrade() -> None:
     """Drop everything except the role, because another database of the cluster may use it."""
     for function in ("take_request", "begin_owner", "plan_once", "name_owner"):
         op.execute(f"DROP FUNCTION {function}")
-    for table in ("rate_limits", "restorations", "erasures", "tombstones", "tasks", "users"):
+    for table in ("rate_limits", "restorations", "erasures", "answers", "tombstones"):
         op.drop_table(table)
+    op.drop_table("tasks")
+    op.drop_table("users")
 
 
 def _make_tables() -> None:
@@ -67,6 +70,7 @@ def _make_tables() -> None:
         sa.Column("title", sa.Text, nullable=False),
         sa.Column("title_key", sa.Text, nullable=False, server_default=sa.text("''")),
         sa.Column("description", sa.Text),
+        sa.Column("description_key", sa.Text),
         sa.Column("status", sa.Text, nullable=False, server_default=sa.text("'incomplete'")),
         sa.Column("priority", sa.Text),
         sa.Column("due_date", sa.DateTime(timezone=True)),
@@ -92,11 +96,20 @@ def _make_tables() -> None:
         _timestamp("deleted_at"),
     )
     op.create_table(
+        "answers",
+        sa.Column("user_id", sa.Text, primary_key=True),
+        sa.Column("key", sa.Text, primary_key=True),
+        sa.Column("request_hash", sa.LargeBinary, nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        _timestamp("created_at"),
+    )
+    op.create_index("answers_by_age", "answers", ["user_id", "created_at"])
+    op.create_table(
         "erasures",
         # A hash instead of the id, because nothing may name an erased user.
         sa.Column("user_hash", sa.LargeBinary, primary_key=True),
         sa.Column("version", sa.BigInteger, nullable=False),
-        _timestamp("erased_at", "statement_timestamp()"),
+        _timestamp("tokens_from", "statement_timestamp()"),
     )
     op.create_table(
         "restorations",
@@ -156,12 +169,14 @@ def _grant() -> None:
         "users": "SELECT (id, version, tokens_from), INSERT (id, email, version),"
         " UPDATE (version, tokens_from), DELETE",
         "tasks": "SELECT, DELETE,"
-        " INSERT (user_id, title, title_key, description, status, priority, due_date, due_is_day,"
-        " completed_at, version),"
-        " UPDATE (title, title_key, description, status, priority, due_date, due_is_day,"
-        " completed_at, updated_at, version)",
+        " INSERT (user_id, title, title_key, description, description_key, status, priority,"
+        " due_date, due_is_day, completed_at, version),"
+        " UPDATE (title, title_key, description, description_key, status, priority, due_date,"
+        " due_is_day, completed_at, updated_at, version)",
         "tombstones": "SELECT, INSERT (user_id, version, task_id), DELETE",
-        "erasures": "SELECT, INSERT (user_hash, version, erased_at), UPDATE (version, erased_at)",
+        "answers": "SELECT, INSERT (user_id, key, request_hash, body), DELETE",
+        "erasures": "SELECT, INSERT (user_hash, version, tokens_from),"
+        " UPDATE (version, tokens_from)",
         "restorations": "SELECT",
         "rate_limits": "SELECT, INSERT (user_hash, full_at), UPDATE (full_at)",
         # So that a login which only serves can read the version.
@@ -185,7 +200,6 @@ def _make_functions() -> None:
     """)
     # Each query of a volatile function has its own snapshot. So the query for an erasure sees one
     # that was committed while the INSERT waited for its row.
-    # The issuer's clock and ours may differ by ten seconds (auth/tokens.py).
     op.execute("""
         CREATE FUNCTION begin_owner(
             owner text, address text, issued_at double precision, moment bigint
@@ -204,10 +218,10 @@ def _make_functions() -> None:
             SELECT max(version) INTO restored FROM restorations;
             UPDATE users AS u SET
                 version = greatest(u.version, erasure.version + 1, restored),
-                tokens_from = erasure.erased_at + interval '10 seconds'
+                tokens_from = erasure.tokens_from
                 WHERE id = owner;
-            IF coalesce(to_timestamp(issued_at) < erasure.erased_at + interval '10 seconds',
-                erasure.erased_at IS NOT NULL)
+            IF coalesce(to_timestamp(issued_at) < erasure.tokens_from,
+                erasure.tokens_from IS NOT NULL)
             THEN
                 RAISE EXCEPTION 'the token is older than the erasure' USING ERRCODE = 'TD401';
             END IF;

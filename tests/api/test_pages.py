@@ -1,0 +1,289 @@
+"""Pages, search and filters of a list."""
+
+import asyncio
+import re
+from itertools import chain, product
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+
+from support.problems import problem
+from support.service import Service, bearer
+from todo_api.tasks.fields import fold
+
+SORTS = ("created", "updated", "title", "due_date", "priority")
+FAMILIES = ["/api/tasks", "/api/alice/tasks"]
+
+
+async def ask(service: Service, path: str, user: str = "alice", **params: Any) -> httpx2.Response:
+    return await service.request("GET", path, user, params=params)
+
+
+async def pages(service: Service, path: str, user: str = "alice", **params: Any) -> list[list[int]]:
+    """Follow the links from page to page, and return the ids on each."""
+    found = []
+    answer = await ask(service, path, user, **params)
+    while True:
+        assert answer.status_code == 200, answer.text
+        found.append([task["id"] for task in answer.json()])
+        if "link" not in answer.headers:
+            return found
+        link = re.fullmatch(r'<(/api/[^>]*)>; rel="next"', answer.headers["link"])
+        assert link
+        answer = await service.request("GET", link[1], user)
+
+
+@pytest.fixture
+async def tasks(service: Service, sql: psycopg.Connection) -> list[int]:
+    """Tasks with ties and gaps in every key."""
+    made = []
+    dues = [None, "2026-05-01", "2026-05-01T00:00:00Z"]
+    values = product(["b", "Ä", "a"], [None, "low", "high"], dues)
+    for number, (title, priority, due_date) in enumerate(values):
+        status = "complete" if number % 3 == 0 else "incomplete"
+        task = await service.create(
+            "alice", title=title, priority=priority, due_date=due_date, status=status
+        )
+        made.append(task["id"])
+        await service.create("bob", title=title)
+    sql.execute("UPDATE tasks SET created_at = date_trunc('day', now()) WHERE id % 3 = 0")
+    sql.execute("UPDATE tasks SET updated_at = date_trunc('day', now()) WHERE id % 4 = 1")
+    return made
+
+
+@pytest.mark.parametrize(("sort", "order"), list(product(SORTS, ("asc", "desc"))))
+async def test_pages_together_are_the_list(
+    service: Service, tasks: list[int], sort: str, order: str
+) -> None:
+    for path, status in product(FAMILIES, ("all", "incomplete")):
+        whole = await ask(service, path, sort=sort, order=order, status=status)
+        expected = [task["id"] for task in whole.json()]
+        for limit in (1, 4, 200):
+            found = await pages(service, path, sort=sort, order=order, status=status, limit=limit)
+            assert list(chain.from_iterable(found)) == expected
+            assert {len(page) for page in found[:-1]} <= {limit}
+    assert len(tasks) == 27
+
+
+@pytest.mark.parametrize(("sort", "order"), list(product(SORTS, ("asc", "desc"))))
+async def test_task_that_exists_throughout_is_on_exactly_one_page(
+    service: Service, tasks: list[int], sort: str, order: str
+) -> None:
+    """Also while other tasks before and after it come and go."""
+    others = [(await service.create("alice", title=title))["id"] for title in ("0", "z", "a")]
+    seen: list[int] = []
+    path = f"/api/tasks?sort={sort}&order={order}&limit=5"
+    while path:
+        answer = await service.request("GET", path, "alice")
+        seen += [task["id"] for task in answer.json()]
+        if others:
+            await service.request("DELETE", f"/api/tasks/{others.pop()}", "alice")
+        await service.create("alice", title="m", priority="medium", due_date="2026-04-01")
+        link = answer.headers.get("link", "")
+        path = link.partition(">")[0].removeprefix("<")
+    assert sorted(each for each in seen if each in tasks) == sorted(tasks)
+
+
+async def test_limit_may_change_between_pages_and_a_cursor_alone_has_the_largest(
+    service: Service, tasks: list[int]
+) -> None:
+    first = await ask(service, "/api/tasks", limit=2)
+    cursor = re.search(r"cursor=([^&>]+)", first.headers["link"])
+    assert cursor
+    second = await ask(service, "/api/tasks", cursor=cursor[1], limit=3)
+    rest = await ask(service, "/api/tasks", cursor=cursor[1])
+    everything = [task["id"] for task in (await ask(service, "/api/tasks")).json()]
+    assert [task["id"] for task in second.json()] == everything[2:5]
+    assert [task["id"] for task in rest.json()] == everything[2:]
+    assert "link" not in rest.headers
+    assert len(everything) == len(tasks)
+
+
+@pytest.mark.usefixtures("tasks")
+async def test_cursor_of_another_list_or_user_is_refused(service: Service) -> None:
+    answer = await ask(service, "/api/tasks", limit=2, sort="title")
+    found = re.search(r"cursor=([^&>]+)", answer.headers["link"])
+    assert found
+    cursor = found[1]
+    lists = [
+        {"sort": "created"},
+        {"sort": "title", "order": "desc"},
+        {"sort": "title", "status": "complete"},
+        {"sort": "title", "q": "a"},
+        {"sort": "title", "priority": "low"},
+        {"sort": "title", "due_from": "2026-01-01"},
+    ]
+    answers = [await ask(service, "/api/tasks", cursor=cursor, **each) for each in lists]
+    answers.append(await ask(service, "/api/tasks", "bob", cursor=cursor, sort="title"))
+    forged = ("", "x", "a" * 5000, cursor[:-1], cursor + "AAAA", "é", "%00", "=" * 9, "'")
+    answers += [await ask(service, "/api/tasks", cursor=each, sort="title") for each in forged]
+    message = "Invalid cursor. It must come from a Link of the same list, with the same parameters"
+    for answer in answers:
+        assert (answer.status_code, answer.json()) == (400, problem("invalid_parameter", message))
+    same = await ask(service, "/api/alice/tasks", cursor=cursor, sort="title", order="asc")
+    assert same.status_code == 200
+
+
+async def test_count_is_that_of_all_matching_tasks(service: Service, tasks: list[int]) -> None:
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({}, len(tasks)),
+        ({"limit": 2}, len(tasks)),
+        ({"limit": 2, "status": "complete"}, 9),
+        ({"q": "nothing"}, 0),
+    ]
+    for params, total in cases:
+        answer = await ask(service, "/api/tasks", count="true", **params)
+        assert answer.headers["x-total-count"] == str(total)
+    second = await ask(service, "/api/tasks", count="true", limit=20)
+    link = second.headers["link"].partition(">")[0].removeprefix("<")
+    assert (await service.request("GET", link, "alice")).headers["x-total-count"] == "27"
+    assert "x-total-count" not in (await ask(service, "/api/tasks", count="false")).headers
+
+
+async def test_page_that_has_not_changed_is_not_sent_again(
+    service: Service, tasks: list[int]
+) -> None:
+    params: dict[str, Any] = {"limit": 2, "count": "true", "q": "a"}
+    first = await ask(service, "/api/tasks", **params)
+    headers = {"If-None-Match": first.headers["etag"]}
+    again = await service.request("GET", "/api/tasks", "alice", params=params, headers=headers)
+    assert (again.status_code, again.content) == (304, b"")
+    assert tasks
+
+
+TEXTS = [
+    ("Buy Äpfel", "100% organic_juice"),
+    ("Call Łukasz", None),
+    ("straße", "back\\slash 'quote' \"double\""),
+    ("Déjà vu", "SELECT * FROM tasks; -- .* [a-z]+"),
+]
+
+
+@pytest.mark.parametrize(
+    ("q", "found"),
+    [
+        *[("apfel", [0]), ("ÄPFEL buy", [0]), ("buy vu", []), ("lukasz", [1]), ("Łuk", [1])],
+        *[("STRASSE", [2]), ("deja", [3]), ("DÉJÀ  tasks", [3]), ("e", [0, 2, 3]), ("%", [0])],
+        *[("_", [0]), ("\\", [2]), ("'", [2]), ('"', [2]), (".*", [3]), ("[a-z]", [3])],
+        *[("--", [3]), ("a%b", []), ("{", []), ("apf\u0308el", [0]), ("日", [])],
+    ],
+)
+async def test_search_finds_tasks_with_every_word(
+    service: Service, q: str, found: list[int]
+) -> None:
+    ids = [
+        (await service.create("alice", title=title, description=description))["id"]
+        for title, description in TEXTS
+    ]
+    await service.create("bob", title=q)
+    answer = await ask(service, "/api/tasks", q=q, order="asc")
+    assert [task["id"] for task in answer.json()] == [ids[each] for each in found]
+
+
+async def test_search_follows_changes(service: Service) -> None:
+    task = await service.create("alice", description="before")
+    path = f"/api/tasks/{task['id']}"
+    await service.request("PATCH", path, "alice", json={"description": "after"})
+    assert (await ask(service, "/api/tasks", q="before")).json() == []
+    assert len((await ask(service, "/api/tasks", q="after")).json()) == 1
+    await service.request("PATCH", path, "alice", json={"description": None})
+    assert (await ask(service, "/api/tasks", q="after")).json() == []
+
+
+async def test_filters_combine(service: Service) -> None:
+    dues = [None, "2026-12-01", "2026-12-01T00:00:00Z", "2026-12-01T23:00:00-02:00", "2026-12-02"]
+    ids = [
+        (await service.create("alice", priority=priority, due_date=due))["id"]
+        for due, priority in product(dues, (None, "high"))
+    ]
+
+    async def found(**params: str) -> set[int]:
+        answer = await ask(service, "/api/tasks", **params)
+        assert answer.status_code == 200, answer.text
+        return {ids.index(task["id"]) for task in answer.json()}
+
+    assert await found(priority="none") == {0, 2, 4, 6, 8}
+    assert await found(priority="high", due="none") == {1}
+    assert await found(due_from="2026-12-01", due_before="2026-12-02") == {2, 3, 4, 5}
+    assert await found(due_from="2026-12-02T01:00:00Z") == {6, 7}
+    assert await found(due_before="2026-12-01T00:00:00+01:00") == set()
+    assert await found(due_from="2026-12-01", priority="low") == set()
+    assert await found(due="none", due_from="2026-12-01") == set()
+
+
+ALLOWED = "status, sort, order, limit, cursor, count, q, priority, due, due_from and due_before"
+MOMENT = "a day as YYYY-MM-DD or an RFC 3339 timestamp with an offset, + sent as %2B"
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("page=2", f"Unknown query parameter. Allowed are {ALLOWED}"),
+        *[
+            (f"limit={value}", "Invalid limit value. Must be a number from 1 to 200")
+            for value in ("0", "201", "-1", "1.0", "", "01", "x", "9999999999")
+        ],
+        ("limit=1&limit=1", "The query parameter limit must be given at most once"),
+        ("count=1", "Invalid count value. Must be true or false"),
+        ("priority=urgent", "Invalid priority value. Must be low, medium, high or none"),
+        ("due=2026-01-01", "Invalid due value. Must be none"),
+        *[
+            (f"q={value}", "Invalid q value. Must be at least one word, and at most 200 characters")
+            for value in ("", "%20", "x" * 201, "a%00", "%CC%88")
+        ],
+        *[
+            (f"due_from={value}", f"Invalid due_from value. Must be {MOMENT}")
+            for value in ("", "x", "2026-13-01", "2026-12-01T00:00:00+01:00", "0001-01-01T00:00Z")
+        ],
+    ],
+)
+async def test_wrong_parameter_is_refused_with_what_is_allowed(
+    service: Service, query: str, message: str
+) -> None:
+    answer = await service.request("GET", f"/api/tasks?{query}", "alice")
+    assert (answer.status_code, answer.json()) == (400, problem("invalid_parameter", message))
+
+
+async def test_pages_hold_while_others_write(service: Service, tasks: list[int]) -> None:
+    ended = False
+
+    async def write() -> None:
+        while not ended:
+            answer = await service.client.post(
+                "/api/tasks", headers=bearer("alice"), json={"title": "n", "priority": "medium"}
+            )
+            await service.client.delete(
+                f"/api/tasks/{answer.json()['id']}", headers=bearer("alice")
+            )
+
+    async def walk(sort: str, order: str) -> None:
+        path = f"/api/tasks?sort={sort}&order={order}&limit=3"
+        seen: list[int] = []
+        while path:
+            answer = await service.client.get(path, headers=bearer("alice"))
+            seen += [task["id"] for task in answer.json()]
+            path = answer.headers.get("link", "").partition(">")[0].removeprefix("<")
+        assert sorted(each for each in seen if each in tasks) == sorted(tasks), (sort, order)
+
+    async with asyncio.TaskGroup() as group:
+        writers = [group.create_task(write()) for _ in range(2)]
+        try:
+            for sort, order in product(SORTS, ("asc", "desc")):
+                await walk(sort, order)
+        finally:
+            ended = True
+    assert all(writer.exception() is None for writer in writers)
+
+
+@pytest.mark.parametrize(
+    ("text", "folded"),
+    [
+        *[("Ä", "a"), ("é", "e"), ("Ł", "l"), ("Ø", "o"), ("Đ", "d"), ("ß", "ss"), ("Æ", "ae")],
+        *[("Œ", "oe"), ("Þ", "th"), ("Ð", "d"), ("ı", "i"), ("İ", "i"), ("ﬁ", "fi"), ("Å", "a")],
+        *[("Ħ", "h"), ("Ŧ", "t"), ("①", "1"), ("\u0301", ""), ("Ωμέγα", "ωμεγα")],
+    ],
+)
+def test_folding_is_that_of_the_contract(text: str, folded: str) -> None:
+    assert fold(text) == folded
