@@ -25,9 +25,9 @@ PRIVILEGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "DELETE": (),
     },
     "erasures": {
-        "SELECT": ("user_hash", "version", "erased_at"),
-        "INSERT": ("user_hash", "version", "erased_at"),
-        "UPDATE": ("version", "erased_at"),
+        "SELECT": ("user_hash", "version", "tokens_from"),
+        "INSERT": ("user_hash", "version", "tokens_from"),
+        "UPDATE": ("version", "tokens_from"),
     },
     "rate_limits": {
         "SELECT": ("user_hash", "full_at"),
