@@ -89,7 +89,7 @@ async def test_start_is_refused_if_a_setting_changes_what_statements_mean(
 ) -> None:
     whose = scope.format(database=sql.info.dbname, login=guest)
     sql.execute(f"ALTER {whose} SET {name} = {value}")
-    await assert_refused_until_mended(sql, guest_url, "settings")
+    await assert_refused_until_mended(sql, guest_url, "database settings")
 
 
 async def test_setting_of_the_url_is_refused_as_such(database_url: str) -> None:
@@ -103,7 +103,7 @@ async def test_settings_are_checked_without_row_security_too(
     database = sql.info.dbname
     sql.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = serializable")
     sql.execute(f"ALTER DATABASE {database} SET row_security = off")  # no policy binds the login
-    await assert_refused_until_mended(sql, database_url, "settings", row_security=False)
+    await assert_refused_until_mended(sql, database_url, "database settings", row_security=False)
     sql.execute(f"ALTER ROLE postgres IN DATABASE {database} RESET ALL")
 
 
