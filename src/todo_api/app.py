@@ -26,6 +26,7 @@ from todo_api.http.cors import CORS
 from todo_api.http.envelope import Envelope
 from todo_api.http.limits import Limits
 from todo_api.http.observation import Observed, Observer, access_log
+from todo_api.http.openapi import INFORMATION, completed
 from todo_api.http.pages import document_router, health_router
 from todo_api.http.routing import PathTable, ServiceRoute
 from todo_api.http.tracing import hide_target
@@ -119,14 +120,10 @@ class Application(FastAPI):
             )
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document, without FastAPI's 422: what is wrong is 400 here."""
-        document = super().openapi()
-        for path in document["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-        for unused in ("HTTPValidationError", "ValidationError"):
-            document["components"]["schemas"].pop(unused, None)
-        return document
+        """Return the OpenAPI document, made once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = completed(super().openapi())
+        return self.openapi_schema
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,9 +139,7 @@ def create_app(settings: Settings, database_url: str) -> Application:
     authenticator = Authenticator(verifier, RateLimits(settings), key_set)
     app = Application(
         settings,
-        title="todo-api",
-        summary="A multi-user to-do list: every user sees their own tasks and nothing else.",
-        version="1",
+        **INFORMATION,
         openapi_url=None,
         redirect_slashes=False,
         telemetry={

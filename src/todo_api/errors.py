@@ -70,18 +70,25 @@ class ApiError(Exception):
         """Return the members of the JSON body. Many clients read `detail`, as FastAPI calls it."""
         return {"error": self.message, "detail": self.message, "code": self.code}
 
+    @classmethod
+    def example(cls) -> dict[str, object]:
+        """Return a body for the OpenAPI document, with the message of the class."""
+        return {"error": cls.message, "detail": cls.message, "code": cls.code}
+
 
 class BadRequest(ApiError):
     """The request breaks a rule of the API. The message names the rule and the place."""
 
     status_code = 400
     code = "invalid_request"
+    message = "The request is not valid HTTP/1.1"
 
 
 class InvalidJson(BadRequest):
     """The body is not strict JSON, or not an object."""
 
     code = "invalid_json"
+    message = "Body must be a JSON object"
 
 
 class InvalidTaskId(BadRequest):
@@ -95,6 +102,7 @@ class InvalidParameter(BadRequest):
     """A query parameter is unknown, repeated, or has a value that is not allowed."""
 
     code = "invalid_parameter"
+    message = "Invalid order value. Must be asc or desc"
 
 
 class NothingToChange(BadRequest):
@@ -108,10 +116,24 @@ class CorsRefused(BadRequest):
     """A preflight asks for what CORS does not allow."""
 
     code = "cors_refused"
+    message = "Disallowed CORS origin"
+
+
+FIELD_REASONS: Mapping[str, str] = {
+    "required": "a new task needs the field",
+    "blank": "the title has no visible text",
+    "too_long": "the text is over its length",
+    "wrong_type": "the value has another JSON type than the field",
+    "invalid_value": "the type fits, but the value is not one of those allowed",
+    "invalid_text": "the text contains NUL",
+    "unknown_field": "a task has no such field",
+    "conflict": "`status` and `completed` disagree",
+}
+"""Each code that a field's error can have, and when."""
 
 
 class FieldError(NamedTuple):
-    """The error of one member of a body."""
+    """The error of one member of a body. Its code is one of `FIELD_REASONS`."""
 
     code: str
     message: str
@@ -121,6 +143,7 @@ class InvalidFields(BadRequest):
     """One or more members of the body are wrong; `fields` has an error for each, in order."""
 
     code = "invalid_fields"
+    message = "Title is required"
     MAXIMUM_FIELDS = 20
 
     def __init__(self, fields: Mapping[str, FieldError]) -> None:
@@ -134,6 +157,11 @@ class InvalidFields(BadRequest):
             "fields": {name: error.message for name, error in self.fields.items()},
             "codes": {name: error.code for name, error in self.fields.items()},
         }
+
+    @classmethod
+    def example(cls) -> dict[str, object]:
+        """Return a body with one invalid field."""
+        return cls({"title": FieldError("required", cls.message)}).body()
 
 
 class Unauthorized(ApiError):
@@ -224,6 +252,7 @@ class BodyTooLarge(ApiError):
 
     status_code = 413
     code = "body_too_large"
+    message = "Body must be 131072 bytes or less"
 
 
 class UriTooLong(ApiError):
@@ -247,6 +276,7 @@ class HeaderFieldsTooLarge(ApiError):
 
     status_code = 431
     code = "header_fields_too_large"
+    message = "The header fields must be 65536 bytes or less"
 
 
 class IdempotencyKeyReused(ApiError):
@@ -295,7 +325,7 @@ class DatabaseUnreachable(InternalError):
 
 
 class ServiceUnavailable(ApiError):
-    """The client may try again after `Retry-After` seconds."""
+    """The database is busy. The client may try again after `Retry-After` seconds."""
 
     status_code = 503
     code = "database_busy"
@@ -335,6 +365,7 @@ class NotReady(ServiceUnavailable):
     """The service cannot serve requests yet. The message says why."""
 
     code = "not_ready"
+    message = "No signing key could be loaded yet"
 
 
 class KeysUnavailable(ServiceUnavailable):

@@ -1,6 +1,7 @@
 """The rules of the design as tests, because code drifts from rules without tests."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from todo_api.app import create_app
+from todo_api.errors import FIELD_REASONS, InvalidJson
+from todo_api.http.openapi import error_classes
 from todo_api.http.routing import PrivateRoute
 from todo_api.settings import Settings, variables
+from todo_api.tasks.schemas import _CODES, _MESSAGES
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "todo_api"
@@ -139,6 +143,28 @@ def test_example_shows_the_defaults() -> None:
             assert shown[name] == str(default), name
 
 
+def documented(heading: str) -> set[tuple[str, ...]]:
+    """Return the code cells of a table of docs/api.md, row by row."""
+    table = (ROOT / "docs" / "api.md").read_text().split(heading)[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (?:(\d{3}) \| )?`([a-z_]+)`", table, re.MULTILINE)
+    return {tuple(filter(None, row)) for row in rows}
+
+
+def test_docs_list_every_code_of_an_error() -> None:
+    ours = [each for each in error_classes() if each.__module__.startswith("todo_api.")]
+    assert documented("| status | code | when |") == {
+        (str(each.status_code), each.code) for each in ours
+    }
+
+
+def test_docs_list_every_reason_of_a_field() -> None:
+    fields, schemas = (SOURCE / "tasks" / f"{name}.py" for name in ("fields", "schemas"))
+    raised = set(re.findall(r'invalid\("([a-z_]+)"\)', fields.read_text() + schemas.read_text()))
+    given = {*_CODES.values(), *_MESSAGES, *raised} - {InvalidJson.code}
+    assert given == set(FIELD_REASONS)
+    assert documented("| reason | when |") == {(reason,) for reason in FIELD_REASONS}
+
+
 def test_docs_link_only_to_existing_files() -> None:
     for paper in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", paper.read_text()):
@@ -155,6 +181,23 @@ def test_lock_has_hashes_and_does_not_name_an_index(lock: Path) -> None:
     assert re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE)
     for block in re.split(r"\n(?=[a-z0-9])", text):
         assert not re.match(r"[a-z0-9-]+==", block) or "--hash=sha256:" in block
+
+
+NODE_LOCKS = [
+    lock
+    for lock in [*ROOT.glob("*/*/package-lock.json"), *ROOT.glob("*/*/*/package-lock.json")]
+    if "node_modules" not in lock.parts
+]
+
+
+@pytest.mark.parametrize("lock", NODE_LOCKS, ids=str)
+def test_lock_of_node_packages_names_no_registry_and_has_hashes(lock: Path) -> None:
+    packages = json.loads(lock.read_text())["packages"]
+    del packages[""]
+    assert packages
+    for package in packages.values():
+        assert "resolved" not in package
+        assert "integrity" in package or package["inBundle"]
 
 
 def test_package_does_not_import_a_framework() -> None:

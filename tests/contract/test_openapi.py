@@ -12,7 +12,7 @@ from support.program import environment, serving
 from support.service import SECRET, bearer, token
 
 HERE = Path(__file__).parent
-PHASES = ("coverage", "fuzzing", "stateful")
+PHASES = ("examples", "coverage", "fuzzing", "stateful")
 
 FAMILIES = {
     "token-scoped": ("--exclude-path-regex", "^/api/{user_id}/"),

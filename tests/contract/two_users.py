@@ -1,6 +1,6 @@
-"""Our extensions of Schemathesis: the rules that JSON Schema cannot express, and a second user.
+"""Our extensions of Schemathesis: the rules that the document states in words, and a second user.
 
-It could express that two members agree, but only in a way that no generator of clients understands.
+JSON Schema could express most of them, but only in ways that break generated clients.
 """
 
 import os
@@ -9,6 +9,9 @@ from typing import Any
 import httpx2
 import schemathesis
 
+from todo_api.tasks.fields import DESCRIPTION_LENGTH, TITLE_LENGTH, read_due_date
+
+DUE_DATES = ("2026-12-01", "0001-01-01", "2026-12-01T12:00:00.123456-11:30", "9999-12-31T23:59:59Z")
 WRITABLE = {"title", "description", "status", "completed", "priority", "due_date"}
 
 
@@ -22,15 +25,28 @@ def map_case(_: schemathesis.HookContext, case: schemathesis.Case[Any]) -> schem
 
 
 def keep_rules(body: dict[str, Any], *, changes: bool) -> dict[str, Any]:
-    """Return the body with a visible title, agreeing members, and something to change."""
+    """Return the body with valid texts, a valid day, agreeing members, and something to change."""
     body = dict(body)
-    if isinstance(body.get("title"), str) and not body["title"].strip():
-        body["title"] = "x"
+    if isinstance(body.get("title"), str):
+        body["title"] = body["title"].strip()[:TITLE_LENGTH] or "x"
+    if isinstance(body.get("description"), str):
+        body["description"] = body["description"][:DESCRIPTION_LENGTH]
+    if isinstance(body.get("due_date"), str) and not is_due_date(body["due_date"]):
+        body["due_date"] = DUE_DATES[len(body["due_date"]) % len(DUE_DATES)]
     if "status" in body and "completed" in body:
         body["completed"] = body["status"] == "complete"
     if changes and not body.keys() & WRITABLE:
         body["priority"] = "low"
     return body
+
+
+def is_due_date(text: str) -> bool:
+    """Tell whether a text is a day or a timestamp with its offset."""
+    try:
+        read_due_date(text)
+    except ValueError:
+        return False
+    return True
 
 
 @schemathesis.check

@@ -13,10 +13,20 @@ from pydantic import SecretStr
 
 from support.wire import Wire
 from todo_api.app import create_app
+from todo_api.http.openapi import HEADERS
 from todo_api.settings import Settings
 
 SECRET = "a shared secret of more than thirty-two bytes"
 ORIGIN = "http://localhost:3000"
+DOCUMENTED_HEADERS = {
+    *(name.lower() for name in HEADERS),
+    *("content-length", "content-type", "transfer-encoding", "date", "server"),
+    *(f"access-control-{each}" for each in ("allow-origin", "expose-headers")),
+    *(f"access-control-allow-{each}" for each in ("methods", "headers", "credentials")),
+    "access-control-max-age",
+    "x-seen",  # of the middleware in tests/api/test_extensions.py
+}
+"""What an answer under /api may have: the API description's header fields, HTTP's and CORS's."""
 
 
 def settings(**values: Any) -> Settings:
@@ -69,6 +79,8 @@ class Service:
         if response.status_code in {400, 401, 403, 405, 413, 415}:
             assert self.wire.round_trips == 0, f"{response.status_code} went to the database"
         assert "x-request-id" in response.headers
+        undocumented = {*response.headers} - DOCUMENTED_HEADERS
+        assert not undocumented or not response.request.url.path.startswith("/api/"), undocumented
         assert "Origin" in response.headers["vary"].split(", ")
         if response.status_code >= 400 and verb != "HEAD":
             assert response.headers["content-type"] == "application/json"

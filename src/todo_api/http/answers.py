@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from todo_api.errors import (
+    FIELD_REASONS,
     ApiError,
     FieldError,
     InternalError,
@@ -32,11 +33,11 @@ log = structlog.get_logger()
 class Problem(BaseModel):
     """An error. `code` is for programs, the message for people."""
 
-    error: str = Field(description="What is wrong, for people.")
-    detail: str = Field(description="The same as `error`.")
+    error: str = Field(description="What is wrong, for people.", examples=[InvalidFields.message])
+    detail: str = Field(description="The same as `error`.", examples=[InvalidFields.message])
     code: str = Field(
-        description="What is wrong, for programs. docs/api.md lists the codes.",
-        examples=["task_not_found"],
+        description="What is wrong, for programs. The responses list the codes.",
+        examples=[InvalidFields.code],
     )
 
 
@@ -44,12 +45,16 @@ class FieldsProblem(Problem):
     """A 400. With the code `invalid_fields` it has a message and a code for each field."""
 
     fields: dict[str, str] | SkipJsonSchema[None] = Field(
-        default=None, description="The message for each invalid field."
+        default=None,
+        description="The message for each invalid field. Absent with any other code.",
+        examples=[InvalidFields.example()["fields"]],
     )
     codes: dict[str, str] | SkipJsonSchema[None] = Field(
         default=None,
-        description="The reason for each invalid field: `required`, `blank`, `too_long`, "
-        "`wrong_type`, `invalid_value`, `invalid_text`, `unknown_field` or `conflict`.",
+        description="The reason for each invalid field. Absent with any other code. "
+        + "; ".join(f"`{reason}`: {meaning}" for reason, meaning in FIELD_REASONS.items())
+        + ".",
+        examples=[InvalidFields.example()["codes"]],
     )
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import HTMLResponse, Response
 
 from todo_api.errors import NotReady
-from todo_api.http.answers import Problem, json_answer
+from todo_api.http.answers import json_answer
+from todo_api.http.openapi import error_responses
 from todo_api.http.routing import ServiceRoute
 
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
@@ -27,28 +28,41 @@ ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 class Health(BaseModel):
     """The state of the service, in one word."""
 
-    status: str
+    status: str = Field(
+        description="`healthy`, `ok` or `ready`, as the path asks.", examples=["healthy"]
+    )
 
 
 def health_router(not_ready: Callable[[], Awaitable[str | None]]) -> APIRouter:
     """Return `/health`, `/livez` and `/readyz`; `not_ready` says why not, or None."""
     router = APIRouter(route_class=ServiceRoute, tags=["health"])
 
-    @router.get("/health", operation_id="health", response_model=Health)
+    def documented(name: str, state: str, *errors: int) -> dict[str, Any]:
+        example = {"content": {"application/json": {"example": {"status": state}}}}
+        return {
+            "operation_id": name,
+            "response_model": Health,
+            "response_description": f"The state is `{state}`.",
+            "responses": {200: example, **error_responses(400, *errors)},
+        }
+
+    @router.get("/health", summary="Say that the service runs", **documented("health", "healthy"))
     async def health() -> Response:
-        """Say that the service runs."""
+        """Answer without a look at anything else."""
         return json_answer(b'{"status": "healthy"}')
 
-    @router.get("/livez", operation_id="livez", response_model=Health)
+    @router.get("/livez", summary="Say that the process lives", **documented("livez", "ok"))
     async def livez() -> Response:
-        """Say that the process lives. Nothing else has to work for that."""
+        """Answer without a look at anything else: for a probe that restarts the process."""
         return json_answer(b'{"status": "ok"}')
 
-    unready: dict[int | str, dict[str, Any]] = {503: {"model": Problem}}
-
-    @router.get("/readyz", operation_id="readyz", response_model=Health, responses=unready)
+    @router.get(
+        "/readyz",
+        summary="Say whether requests can be served",
+        **documented("readyz", "ready", 503),
+    )
     async def readyz() -> Response:
-        """Say whether the service can serve requests, or why not."""
+        """Answer 503 with the reason if the database or the signing keys cannot be used."""
         if problem := await not_ready():
             raise NotReady(problem)
         return json_answer(b'{"status": "ready"}')

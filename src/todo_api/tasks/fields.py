@@ -102,10 +102,19 @@ def fold(text: str) -> str:
     return base.casefold().translate(_OTHER_LETTERS)
 
 
+def _undocumented_length(schema: dict[str, Any]) -> None:
+    """Leave the maximum length to the description.
+
+    JSON Schema and this service count code points, but older versions of zod count UTF-16 units.
+    Their schemas with `maxLength` would refuse 200 emoji, which the service accepts.
+    """
+    del schema["maxLength"]
+
+
 Title = Annotated[
     str,
     StringConstraints(strict=True, min_length=1, max_length=TITLE_LENGTH),
-    Field(json_schema_extra={"pattern": r"\S"}),
+    Field(json_schema_extra=_undocumented_length),
     AfterValidator(_without_nul),
     # Python and pydantic differ in what white space is. The contract is Python's.
     BeforeValidator(_trim),
@@ -114,22 +123,18 @@ Description = (
     Annotated[
         str,
         StringConstraints(strict=True, max_length=DESCRIPTION_LENGTH),
+        Field(json_schema_extra=_undocumented_length),
         AfterValidator(_without_nul),
     ]
     | None
 )
 Status = Literal["incomplete", "complete"]
 Priority = Literal["low", "medium", "high"] | None
-_DUE_DATE_SCHEMA = WithJsonSchema(
-    {
-        "anyOf": [
-            {"type": "string", "format": "date"},
-            {"type": "string", "format": "date-time"},
-            {"type": "null"},
-        ]
-    }
-)
-_DueDate = Annotated[DueDate, PlainValidator(_due_date), _DUE_DATE_SCHEMA]
+# Without a format: from a choice of `date` and `date-time`, generators make code that refuses
+# offsets, which the service accepts.
+_DUE_DATE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]})
+_DueDate = Annotated[Any, PlainValidator(_due_date), _DUE_DATE_SCHEMA]
+_INT64: dict[str, Any] = {"format": "int64"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +146,8 @@ class TaskField:
     """What the API description says of it."""
     answer: Any
     """Its type in an answer."""
+    example: Any
+    """A value in an answer, for the API description."""
     body: Any = None
     """Its type in a request's body. The service sets a field without one."""
     default: Any = None
@@ -161,17 +168,21 @@ FIELDS = (
     TaskField(
         name="id",
         description="Assigned by the service. Unique among all tasks.",
-        answer=Annotated[int, Field(ge=1, le=MAXIMUM_ID)],
+        answer=Annotated[int, Field(ge=1, json_schema_extra=_INT64)],
+        example=42,
     ),
     TaskField(
         name="user_id",
         description="The owner: the token's `sub`.",
         answer=str,
+        example="exajExYu2kLr8vQpW3mTz6NcB1dHs5Ga",
     ),
     TaskField(
         name="title",
-        description="The service trims surrounding white space.",
+        description="1 to 255 characters (Unicode code points) without NUL, after the service has "
+        "trimmed surrounding white space.",
         answer=str,
+        example="Buy groceries",
         body=Title,
         default=...,
         columns=lambda title: {"title": title, "title_key": fold(title)},
@@ -179,8 +190,10 @@ FIELDS = (
     ),
     TaskField(
         name="description",
-        description="Kept exactly as sent.",
+        description="At most 5000 characters (Unicode code points) without NUL. Kept exactly "
+        "as sent.",
         answer=str | None,
+        example="Oat milk, bread",
         body=Description,
         columns=lambda text: {"description": text, "description_key": text and fold(text)},
         label="Description",
@@ -189,14 +202,16 @@ FIELDS = (
         name="status",
         description="Whether the task is done.",
         answer=Status,
+        example="incomplete",
         body=Status,
         default="incomplete",
         must_be="Invalid status value. Must be incomplete or complete",
     ),
     TaskField(
         name="completed",
-        description="Another spelling of `status`.",
+        description="Another spelling of `status`. A body may have both only if they agree.",
         answer=bool,
+        example=False,
         body=StrictBool,
         default=...,
         columns=lambda completed: {"status": "complete" if completed else "incomplete"},
@@ -206,14 +221,16 @@ FIELDS = (
         name="priority",
         description="How important the task is.",
         answer=Priority,
+        example="high",
         body=Priority,
         must_be="Invalid priority value. Must be low, medium, high or null",
     ),
     TaskField(
         name="due_date",
         description="A day, `2026-12-01`, which comes back as that day; or an RFC 3339 timestamp "
-        "with its offset, which comes back in UTC.",
+        "with its offset, `2026-12-01T18:00:00+02:00`, which comes back in UTC.",
         answer=Annotated[str | None, _DUE_DATE_SCHEMA],
+        example="2026-12-01",
         body=_DueDate,
         default=DueDate(),
         columns=lambda due: {"due_date": due.at, "due_is_day": due.is_day},
@@ -222,23 +239,27 @@ FIELDS = (
     ),
     TaskField(
         name="completed_at",
-        description="When `status` last became complete.",
+        description="When `status` last became `complete`. Null while it is not.",
         answer=datetime | None,
+        example=None,
     ),
     TaskField(
         name="created_at",
         description="When the task was created.",
         answer=datetime,
+        example="2026-11-21T12:34:56.123456Z",
     ),
     TaskField(
         name="updated_at",
         description="When the task last changed.",
         answer=datetime,
+        example="2026-11-21T12:34:56.123456Z",
     ),
     TaskField(
         name="version",
         description="Changes with every write that changes something; the later of two is higher.",
-        answer=Annotated[int, Field(ge=1)],
+        answer=Annotated[int, Field(ge=1, json_schema_extra=_INT64)],
+        example=7,
     ),
 )
 """In the order of the contract: answers show them so, and the first wrong one gives the `error`."""

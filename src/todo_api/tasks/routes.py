@@ -1,4 +1,4 @@
-"""The routes: six operations on tasks and the end of an account, in two families of paths.
+"""The routes: seven operations on tasks and the end of an account, in two families of paths.
 
 A handler's annotations say what it needs and how that is read. FastAPI makes the OpenAPI document
 from the same signature.
@@ -20,12 +20,13 @@ from starlette.responses import Response
 
 from todo_api.auth.owner import Authenticator, Owner
 from todo_api.errors import InvalidJson, InvalidTaskId, NothingToChange
-from todo_api.http.answers import FieldsProblem, Problem, array_answer, json_answer
+from todo_api.http.answers import array_answer, json_answer
 from todo_api.http.body import JSON, MERGE_PATCH, read_body, read_object
 from todo_api.http.conditional import EntityTags, read_entity_tags, read_idempotency_key
+from todo_api.http.openapi import error_responses
 from todo_api.http.routing import PrivateRoute, Reads
 from todo_api.tasks import schemas
-from todo_api.tasks.fields import MAXIMUM_ID
+from todo_api.tasks.fields import BY_NAME, FIELDS, MAXIMUM_ID
 from todo_api.tasks.owned_tasks import Condition, OwnedTasks, Retry, version_of
 from todo_api.tasks.query import cursor_after, next_link, read_task_query
 
@@ -92,7 +93,18 @@ async def _read_completion(request: Request) -> schemas.Completion:
 Tasks = Annotated[OwnedTasks, Security(bearer)]
 """The tasks of the token's user, and no others."""
 
-TaskId = Annotated[int, Path(alias="id", ge=1, le=MAXIMUM_ID), Reads(_read_task_id)]
+TaskId = Annotated[
+    int,
+    Path(
+        alias="id",
+        ge=1,
+        le=MAXIMUM_ID,
+        description="The task's `id`, in decimal digits.",
+        examples=[BY_NAME["id"].example],
+        json_schema_extra={"format": "int64"},
+    ),
+    Reads(_read_task_id),
+]
 IfMatch = Annotated[
     list[int] | None,
     Header(alias="If-Match", description="Change the task only in this version: its `ETag`."),
@@ -254,27 +266,93 @@ class _Operation:
     """The handler of the token-scoped route."""
     user_scoped_handler: Handler
     name: str
+    summary: str
+    user_scoped_summary: str
+    result: str
+    """What the response of success is."""
     status: int = 200
     answer: Any = schemas.Task
+    tag: str = "tasks"
 
 
 _OPERATIONS = (
-    _Operation("GET", "/tasks", list_tasks, list_tasks, "list_tasks", answer=list[schemas.Task]),
-    _Operation("POST", "/tasks", create_task, create_task, "create_task", 201),
-    _Operation("GET", "/tasks/{id}", get_task, get_task, "get_task"),
-    _Operation("PUT", "/tasks/{id}", change_task, change_task, "change_task"),
-    _Operation("PATCH", "/tasks/{id}", change_task, change_task, "patch_task"),
-    _Operation("DELETE", "/tasks/{id}", delete_task, delete_task, "delete_task", 204, None),
-    _Operation("PATCH", "/tasks/{id}/complete", toggle_task, complete_task, "complete_task"),
-    _Operation("PATCH", "/tasks/{id}/status", set_status, set_status, "set_task_status"),
-    _Operation("DELETE", "/account", delete_account, delete_account, "delete_account", 204, None),
+    _Operation(
+        *("GET", "/tasks", list_tasks, list_tasks, "list_tasks"),
+        "List the tasks of the token's user",
+        "List the tasks of the user in the path",
+        "The tasks; an empty array if there are none.",
+        answer=list[schemas.Task],
+    ),
+    _Operation(
+        *("POST", "/tasks", create_task, create_task, "create_task"),
+        "Create a task of the token's user",
+        "Create a task of the user in the path",
+        "The new task.",
+        status=201,
+    ),
+    _Operation(
+        *("GET", "/tasks/{id}", get_task, get_task, "get_task"),
+        "Show a task of the token's user",
+        "Show a task of the user in the path",
+        "The task.",
+    ),
+    _Operation(
+        *("PUT", "/tasks/{id}", change_task, change_task, "change_task"),
+        "Change a task of the token's user",
+        "Change a task of the user in the path",
+        "The changed task.",
+    ),
+    _Operation(
+        *("PATCH", "/tasks/{id}", change_task, change_task, "patch_task"),
+        "Change a task of the token's user (merge patch)",
+        "Change a task of the user in the path (merge patch)",
+        "The changed task.",
+    ),
+    _Operation(
+        *("DELETE", "/tasks/{id}", delete_task, delete_task, "delete_task"),
+        "Delete a task of the token's user",
+        "Delete a task of the user in the path",
+        "The task is deleted.",
+        status=204,
+        answer=None,
+    ),
+    _Operation(
+        *("PATCH", "/tasks/{id}/complete", toggle_task, complete_task, "complete_task"),
+        "Toggle a task of the token's user",
+        "Complete a task of the user in the path",
+        "The task with its new status.",
+    ),
+    _Operation(
+        *("PATCH", "/tasks/{id}/status", set_status, set_status, "set_task_status"),
+        "Set the status of a task of the token's user",
+        "Set the status of a task of the user in the path",
+        "The task with its new status.",
+    ),
+    _Operation(
+        *("DELETE", "/account", delete_account, delete_account, "delete_account"),
+        "Erase the token's user",
+        "Erase the user in the path",
+        "The user and all their tasks are erased.",
+        status=204,
+        answer=None,
+        tag="account",
+    ),
 )
+_COMPLETED = {
+    **{field.name: field.example for field in FIELDS},
+    "status": "complete",
+    "completed": True,
+    "version": 8,
+    **dict.fromkeys(("completed_at", "updated_at"), "2026-11-22T08:15:00.000000Z"),
+}
+"""The example of a task that is done."""
+
 _USER_ID = {
     "name": "user_id",
     "in": "path",
     "required": True,
-    "description": "The token's `sub`; another user's is 403.",
-    "schema": {"type": "string"},
+    "description": "The token's `sub`. Another user's id is 403.",
+    "schema": {"type": "string", "examples": [BY_NAME["user_id"].example]},
 }
 
 
@@ -283,34 +361,43 @@ def task_router(
 ) -> APIRouter:
     """Return the token-scoped routes, which win where a path fits both families, and the others."""
     route_class = PrivateRoute.opened_by(authenticator, open_tasks)
-    router = APIRouter(route_class=route_class, tags=["tasks"])
+    router = APIRouter(route_class=route_class)
     for operation in _OPERATIONS:
-        _add(router, "/api", operation, operation.handler, operation.name)
+        _add(
+            router,
+            "/api",
+            operation,
+            operation.handler,
+            name=operation.name,
+            summary=operation.summary,
+        )
     for operation in _OPERATIONS:
-        name = operation.name.replace("_", "_user_", 1)
-        parameters = {"parameters": [_USER_ID]}
-        handler = operation.user_scoped_handler
-        _add(router, "/api/{user_id}", operation, handler, name, openapi_extra=parameters)
+        _add(
+            router,
+            "/api/{user_id}",
+            operation,
+            operation.user_scoped_handler,
+            name=operation.name.replace("_", "_user_", 1),
+            summary=operation.user_scoped_summary,
+            openapi_extra={"parameters": [_USER_ID]},
+        )
     return router
 
 
 def _add(
-    router: APIRouter,
-    prefix: str,
-    operation: _Operation,
-    handler: Handler,
-    name: str,
-    **options: Any,
+    router: APIRouter, prefix: str, operation: _Operation, handler: Handler, **options: Any
 ) -> None:
+    path = prefix + operation.path
     router.add_api_route(
-        prefix + operation.path,
+        path,
         handler,
-        name=name,
-        operation_id=name,
+        operation_id=options["name"],
         methods=[operation.method],
         status_code=operation.status,
         response_model=operation.answer,
-        responses=_responses(prefix + operation.path, operation),
+        response_description=operation.result,
+        responses=_responses(path, operation),
+        tags=[operation.tag],
         **options,
     )
 
@@ -319,7 +406,7 @@ def _responses(path: str, operation: _Operation) -> dict[int | str, dict[str, An
     """Document which errors an operation can have, and the header of what it creates."""
     has_body = operation.method in {"POST", "PUT", "PATCH"}
     possible = {
-        400: "{id}" in path or has_body or operation.method == "GET",
+        400: True,
         401: True,
         403: "{user_id}" in path,
         404: "{id}" in path,
@@ -329,12 +416,11 @@ def _responses(path: str, operation: _Operation) -> dict[int | str, dict[str, An
         500: True,
         503: True,
     }
-    documented: dict[int | str, dict[str, Any]] = {
-        status: {"model": FieldsProblem if status == HTTPStatus.BAD_REQUEST else Problem}
-        for status, is_possible in possible.items()
-        if is_possible
-    }
+    responses = error_responses(*(status for status, can_be in possible.items() if can_be))
+    if operation.method == "PATCH":
+        content = {"application/json": {"example": _COMPLETED}}
+        responses[operation.status] = {"content": content}
     if operation.status == HTTPStatus.CREATED:
-        location = {"required": True, "schema": {"type": "string"}}
-        documented[operation.status] = {"headers": {"Location": location}}
-    return documented
+        location = {"$ref": "#/components/headers/Location"}
+        responses[operation.status] = {"headers": {"Location": location}}
+    return responses

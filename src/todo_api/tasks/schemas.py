@@ -4,7 +4,7 @@ They follow from the table of fields. Every message of a wrong field is here or 
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -77,34 +77,37 @@ def _ignored(value: object) -> object:
 _Ignored = Annotated[Any, BeforeValidator(_ignored), WithJsonSchema({})]
 
 
-def _without_defaults(schema: dict[str, Any]) -> None:
-    """Document no default for a member that is simply left out."""
-    for member in schema["properties"].values():
-        member.pop("default", None)
+def _document(
+    example: Mapping[str, object], **keywords: object
+) -> Callable[[dict[str, Any]], None]:
+    """Return what adds an example and keywords to a body's JSON Schema.
 
+    It also drops the defaults, because a member that is left out has none.
+    """
 
-def _document_change(schema: dict[str, Any]) -> None:
-    """Say that an empty body is no change."""
-    _without_defaults(schema)
-    schema["minProperties"] = 1
+    def extend(schema: dict[str, Any]) -> None:
+        for member in schema["properties"].values():
+            member.pop("default", None)
+        schema.update(examples=[example], **keywords)
+
+    return extend
 
 
 def _members(*, required: str | None) -> dict[str, Any]:
     """Return the members of a body, for pydantic's `create_model`."""
     members: dict[str, Any] = {}
     for field in FIELDS:
-        annotation, description = field.body, field.description
-        if field.body is None:
-            annotation, description = _Ignored, "Set by the service; ignored here."
-        default = ... if field.name == required else None
-        members[field.name] = (annotation, Field(default=default, description=description))
+        default: Any = ... if field.name == required else None
+        documented = Field(default, description=field.description, examples=[field.example])
+        ignored = Field(None, description="Set by the service; ignored here.")
+        members[field.name] = (field.body, documented) if field.body else (_Ignored, ignored)
     return members
 
 
 class TaskInput(BaseModel):
     """What a body may say of a task."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_without_defaults)
+    model_config = ConfigDict(extra="forbid")
 
     def values(self) -> dict[str, object]:
         """Return the columns that the body sets."""
@@ -115,30 +118,41 @@ class TaskInput(BaseModel):
         return values
 
 
+_NEW_TASK = {
+    name: BY_NAME[name].example for name in ("title", "description", "priority", "due_date")
+}
+
+
 class NewTask(create_model("NewTask", __base__=TaskInput, **_members(required="title"))):  # type: ignore[misc]  # made from the table
-    """The body of a POST."""
+    """A new task. Fields that are left out get their defaults."""
+
+    model_config = ConfigDict(json_schema_extra=_document(_NEW_TASK))
 
 
 class TaskChange(create_model("TaskChange", __base__=TaskInput, **_members(required=None))):  # type: ignore[misc]  # made from the table
-    """The body of a PUT: the fields to change."""
+    """The fields to change; at least one that the service does not set itself."""
 
-    model_config = ConfigDict(json_schema_extra=_document_change)
+    model_config = ConfigDict(
+        json_schema_extra=_document({"title": "Buy groceries"}, minProperties=1)
+    )
 
 
 class StatusChange(BaseModel):
-    """The body of a PATCH …/status."""
+    """The status that the task shall have."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_document({"status": "complete"}))
 
-    status: Status = Field(description=BY_NAME["status"].description)
+    status: Status = Field(description=BY_NAME["status"].description, examples=["complete"])
 
 
 class Completion(BaseModel):
-    """The optional body of a PATCH …/complete."""
+    """The state that the task shall have, in place of what the route does without a body."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_without_defaults)
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_document({"completed": True}))
 
-    completed: StrictBool = Field(default=False, description=BY_NAME["completed"].description)
+    completed: StrictBool = Field(
+        default=False, description="Whether the task is done.", examples=[True]
+    )
 
 
 Sort = Literal["created", "updated", "title", "due_date", "priority"]
@@ -156,7 +170,9 @@ class TaskQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     status: Literal["all", "incomplete", "pending", "complete", "completed"] = Field(
-        default="all", description="`pending` means incomplete, and `completed` means complete."
+        default="all",
+        description="Which tasks. `pending` means `incomplete`, `completed` means `complete`.",
+        examples=["incomplete"],
     )
     sort: Sort = Field(default="created", description="What to sort by. The id breaks ties.")
     order: Annotated[Order | None, WithJsonSchema({"type": "string", "enum": ["asc", "desc"]})] = (
@@ -207,10 +223,20 @@ class Task(
     create_model(  # type: ignore[misc]  # made from the table
         "Task",
         __base__=_Answer,
-        **{field.name: (field.answer, Field(description=field.description)) for field in FIELDS},
+        **{
+            field.name: (
+                field.answer,
+                Field(description=field.description, examples=[field.example]),
+            )
+            for field in FIELDS
+        },
     )
 ):
     """A task, as every answer shows it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{field.name: field.example for field in FIELDS}]}
+    )
 
 
 Body = TypeVar("Body", bound=BaseModel)
