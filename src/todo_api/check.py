@@ -15,7 +15,7 @@ from todo_api.settings import Settings, is_loopback, origin_of
 
 _FINE = {
     "encoding": "UTF8",
-    "session settings": "those that statements depend on are right",
+    "database settings": "those that statements depend on are right",
     "writes": "are possible",
     "durability": "a commit is on the disk before it is acknowledged",
     "schema": "at its newest version",

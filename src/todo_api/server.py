@@ -258,7 +258,8 @@ async def check(settings: Settings, database_url: str) -> str:
     database = Database(database_url, settings)
     try:
         for problem in await database.check():
-            log.warning(problem.detail)
+            if problem.subject == "writes":  # the others change no answer: `todo-api check`
+                log.warning(problem.detail)
     except ApiError as error:
         raise StartupError(f"DATABASE_URL: {error.__cause__ or error}") from error
     else:

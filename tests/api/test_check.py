@@ -36,7 +36,7 @@ async def test_everything_is_ok(database_url: str, publisher: Publisher) -> None
     assert (durability.status, "fsync" in durability.detail) == ("warning", True)
     assert {each.status for each in found.values() if each is not durability} == {"ok"}
     assert list(found) == [
-        *("database", "encoding", "session settings", "writes", "durability"),
+        *("database", "encoding", "database settings", "writes", "durability"),
         *("schema", "privileges", "row security", "prepared statements"),
         *("shared secret", "key set", "clock", "origins"),
     ]

@@ -302,10 +302,10 @@ class Inspection:
             if name == "row_security" and not self._settings.row_security:
                 continue
             if self._setting(name) not in allowed:
-                yield Problem("session settings", self._change(name, allowed[0]))
+                yield Problem("database settings", self._change(name, allowed[0]))
         longest = 1000 * max(self._settings.request_timeout, self._settings.statement_timeout)
         if 0 < int(self._setting(_TIMEOUT) or 0) <= longest:
-            yield Problem("session settings", self._change(_TIMEOUT, "0"))
+            yield Problem("database settings", self._change(_TIMEOUT, "0"))
 
     def _writes(self) -> Iterator[Problem]:
         if not self.read_only:

@@ -31,6 +31,7 @@ async function withOrval(id: number): Promise<string> {
   const relative = globalThis.fetch;
   globalThis.fetch = (path, options) => relative(`${baseUrl}${path}`, options);
   const answer = await orvalGet(id, { headers });
+  if (answer.status === 304) throw new Error("not modified");
   if (answer.status !== 200) throw new Error(answer.data.detail);
   const body = { ...answer.data, title: "orval" };
   const changed = await orvalChange(id, body, { headers });
