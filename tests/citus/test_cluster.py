@@ -29,6 +29,7 @@ from todo_api.tasks.fields import WRITABLE
 
 citus_coordinator()  # skips the module without a cluster
 
+TERMS = [statements.Terms(if_match=True), statements.Terms(keyed=True)]
 HOT = [
     statements.get_task(),
     statements.list_tasks(None, "created", None),
@@ -36,7 +37,14 @@ HOT = [
     statements.list_tasks("complete", "priority", None),
     statements.list_tasks(None, "title", "desc"),
     statements.list_tasks(None, "due_date", None),
+    statements.find_tasks("created", "desc"),
+    statements.find_tasks("due_date", "asc"),
     statements.add_task(),
+    *(statements.toggle_task(terms) for terms in TERMS),
+    statements.add_task(statements.Terms(keyed=True)),
+    statements.remove_task(statements.Terms(if_match=True, keyed=True)),
+    statements.forget_answer(),
+    statements.forget_answers(),
     *(statements.change_task(frozenset({name})) for name in WRITABLE),
     statements.change_task(frozenset(WRITABLE)),
     statements.toggle_task(),
@@ -52,13 +60,21 @@ VALUES: dict[str, object] = {
     "now": 4_000_000_000_000,
     "task_id": 1,
     "known_version": None,
-    "new_title": "x",
-    "new_title_key": "x",
-    "new_description": None,
+    **dict.fromkeys(("status", "priority", "due_from", "due_before", "limit"), None),
+    "without_due_date": False,
+    "words": ["x"],
+    "count": True,
+    "after_1": "infinity",
+    "after_2": 1,
+    "after_3": 1,
+    **{f"new_{name}": "x" for name in WRITABLE},
     "new_status": "complete",
     "new_priority": "low",
     "new_due_date": "2030-01-01",
     "new_due_is_day": False,
+    "if_match": [1],
+    "idempotency_key": "a key",
+    "request_hash": b"hash",
 }
 NODES = [pytest.param(0, id="coordinator"), pytest.param(1, id="worker")]
 PAIRS = list(permutations(range(2)))
