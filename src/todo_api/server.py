@@ -36,8 +36,8 @@ log = structlog.get_logger()
 SILENT_SECONDS = 60
 """How long a worker may take to start, and later to answer, before the supervisor replaces it.
 
-A worker answers only after its imports. On a busy machine they take more than uvicorn's 5 seconds,
-so uvicorn would kill every new worker, and the next one as well.
+A worker answers only after its imports. On a busy machine these take longer than uvicorn's default
+of 5 seconds, so uvicorn would kill each new worker before it answers.
 """
 
 FAILED_STARTS = 3
@@ -50,12 +50,11 @@ TICK_SECONDS = 0.5
 """The interval of uvicorn's supervisor between two health checks."""
 
 NEW_OBJECTS_PER_COLLECTION = 50_000
-"""Requests leave almost no garbage. Python's default, 700, took 4 % of their CPU (measured)."""
+"""Python collects garbage after so many new objects. Requests leave almost none, and with the
+default of 700 the collector takes 4 % of their CPU (measured)."""
 
 FILE_LIMIT = 65_536
 """Open files, and so connections, of one process. The usual 1,024 is for select(2)."""
-
-log = structlog.get_logger()
 
 
 class Server(uvicorn.Server):
@@ -90,8 +89,8 @@ class _Health:
 class Supervisor(Multiprocess):
     """uvicorn's supervisor of several workers, with a health check of its own.
 
-    uvicorn's check blocks the supervisor, which then cannot stop while a worker starts. It logs
-    replacements only as INFO, and replaces workers for ever that cannot start. This check logs
+    uvicorn's check blocks the supervisor, which then cannot stop while a worker starts. If a worker
+    ends before it serves, uvicorn restarts it without limit and logs only INFO. This check logs
     each replacement, and gives up if no worker serves and three in a row have failed to start.
 
     The supervisor calls `on_exit` with the id of each worker that has ended.

@@ -31,10 +31,10 @@ RETRY_SECONDS = 10.0
 """The time from a failed fetch to the next one."""
 
 WINDOW_SECONDS = 10.0
-"""The least time between two fetches for unknown keys, which a client can make up."""
+"""The service fetches for unknown keys once in this time, because clients can invent key ids."""
 
 FIRST_WINDOW_SECONDS = 1.0
-"""The same until the first set is loaded, because every token needs it."""
+"""The shorter time until the first set is loaded, because every token needs a key."""
 
 CLOCK_SECONDS = 2.0
 """A smaller difference between the issuer's clock and ours is not worth a warning."""
@@ -59,7 +59,7 @@ SMALL_ORDER = {
         "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
     )
 }
-"""Points of order 1, 2, 4 and 8 on Ed25519, without the sign bit. Anyone can sign for them."""
+"""Ed25519 points of order 1, 2, 4 and 8, without the sign bit. Anyone can sign as such a key."""
 
 _KINDS: Mapping[str, tuple[type[Algorithm], tuple[str, ...]]] = {
     "OKP Ed25519": (OKPAlgorithm, ("EdDSA", "Ed25519")),
@@ -126,8 +126,8 @@ class KeySet:
     async def refresh(self) -> None:
         """Fetch the set for an unknown key, at most once in `WINDOW_SECONDS`.
 
-        Simultaneous calls share one fetch. A fetch that was under way may be older than the key, so
-        a second call may be needed. Never raises, because the last good keys stay.
+        Simultaneous calls share one fetch. A fetch that is running may miss a key that was just
+        published, so the caller then calls again. If a fetch fails, the last good keys stay.
         """
         if self._loading is None:
             window = WINDOW_SECONDS if self.is_loaded else FIRST_WINDOW_SECONDS

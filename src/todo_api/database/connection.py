@@ -76,9 +76,9 @@ class Connection:
         self.closing = False
         """Whether the program closes the connection, as opposed to losing it."""
         self.uses = 0
-        """How often the connection has become free, which tells one user from the next."""
+        """How often the connection became free. A change tells a stream that it has ended."""
         self._pending: deque[bytes | None] = deque()
-        """Commands without a result so far: the name of a statement to prepare, else None."""
+        """One entry per command without a result: the statement's name for a Prepare, else None."""
         self._result: asyncio.Future[Result] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._streams = False
@@ -238,7 +238,7 @@ class Connection:
                 self._error = self._error or self._server_error(result)
 
     def _request_chunks(self) -> None:
-        """Have libpq show rows in chunks, once the streamed statement is the current command."""
+        """Ask libpq for rows in chunks when the streamed statement becomes the current command."""
         if self._streams and len(self._pending) == 1 and self._error is None:
             self._pgconn.set_chunked_rows_mode(CHUNK_ROWS)
 
@@ -265,7 +265,7 @@ class Connection:
         if sqlstate is None:
             return None  # libpq's own message about a broken connection
         severity = result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
-        # A session that ends after the last command's result may have committed.
+        # If the session ends after all results arrived, it may have committed. Else it did not.
         return ServerError(
             sqlstate.decode(),
             did_not_run=severity == b"ERROR" or bool(self._pending),

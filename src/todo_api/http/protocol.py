@@ -1,14 +1,14 @@
 """HTTP/1.1 on the wire: a strict subclass of uvicorn's httptools protocol.
 
-We attacked uvicorn 0.54 with httptools 0.9 and found these faults, which this module corrects:
+uvicorn 0.54, together with its parser httptools 0.9, has these faults. This module corrects them:
 
 - Header fields have no limit.
-- Trailers count as header fields, so a token may come after the body.
+- It adds trailers to the header fields, so a client can send `Authorization` after the body.
 - The body of a request with an unsupported `Upgrade` is lost.
 - Errors are plain text.
-- A client whose request is refused before its body is read gets a reset instead of the answer.
-- Unknown methods, valid in HTTP, are refused as invalid.
-- Any `Host`, a target with a fragment and other invalid targets are accepted.
+- It closes a socket with unread body data, so the client gets a reset instead of the error.
+- It answers 400 for valid methods that httptools does not know.
+- It accepts invalid `Host` values and invalid targets, such as one with a fragment.
 """
 
 import asyncio
@@ -354,7 +354,7 @@ class StrictProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((exchange, self.app))
 
     def _check_head(self) -> None:
-        """Refuse a head that is too large, ambiguous framing or host (RFC 9112, 3.2 and 6)."""
+        """Refuse a head that is too large, or ambiguous in framing or host (RFC 9112, 3.2, 6)."""
         size = len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
         if size > HEAD_BYTES or len(self.url) > TARGET_BYTES:
             self._refuse_head()
@@ -446,7 +446,10 @@ class StrictProtocol(HttpToolsProtocol):
             self._skipped_bytes = 0
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse an invalid request after the answers to the requests before it."""
+        """Refuse an invalid request.
+
+        If earlier requests await their answers, send only those, and close the connection.
+        """
         del msg
         if len(self._unanswered) > 1 and self._unanswered[-1].more_body:
             self.pipeline.popleft()  # the newest, which has not started
@@ -463,7 +466,7 @@ class StrictProtocol(HttpToolsProtocol):
         self._start_asgi_task(self._refusing_exchange(known or []), self.app)
 
     def _refusing_exchange(self, headers: Sequence[tuple[bytes, bytes]]) -> _Exchange:
-        """Return a request that the application answers with the refusal, logs and counts."""
+        """Return a request for the application, which answers it with the refusal and logs it."""
         super().on_message_begin()
         self.headers.extend(headers)
         self.scope["method"] = "-"

@@ -1,12 +1,12 @@
 """All statements on tasks, built from the model. Each is compiled once.
 
-Each statement is atomic and names the owner (`owner`, one value). It returns rows of one column: a
-task as JSON text. PostgreSQL makes this text, and the service passes it on unchanged.
+Each statement is atomic and has the parameter `owner`. It returns rows of one text column, usually
+a task as JSON. PostgreSQL makes this text, and the service passes it on unchanged.
 
 A write begins with `_writer`. In the same statement, `_writer` locks the user's row, gives the
-write its version and refuses a void token (ADR 12). Citus restricts the form (ADR 13). RETURNING
-names only plain columns, and a write contains no volatile function. A stable function may not be in
-a CASE or beside a column.
+write its version and refuses a void token (ADR 12). Citus limits these statements (ADR 13).
+RETURNING names only plain columns. An UPDATE or DELETE has no volatile function, and no stable one
+in a CASE or together with a column.
 """
 
 from collections.abc import Iterable
@@ -100,10 +100,11 @@ PLAIN = Terms()
 
 
 def _writer(terms: Terms = PLAIN) -> CTE:
-    """Lock the owner's row and take their next version. Without a row, the token may not write.
+    """Lock the owner's row and take their next version.
 
-    The version is a hybrid logical clock. It only grows, even if the clocks of processes differ. It
-    starts above the versions of an erased account or a restored backup.
+    The CTE is empty if the user has no row or the token is too old. The version is a hybrid logical
+    clock, so it only grows, even if the clocks of processes differ. `begin_owner` starts it above
+    earlier versions (migration 0001).
     """
     may_write = or_(col(User.tokens_from).is_(None), col(User.tokens_from) <= _ISSUED_AT)
     locked = update(User).where(col(User.id) == _OWNER, may_write)
@@ -180,10 +181,10 @@ def list_tasks(status: Status | None, sort: Sort, order: Order | None) -> Statem
 
 @cache
 def find_tasks(sort: Sort, order: Order) -> Statement:
-    """Select the owner's tasks by any filters, from a place in this order on.
+    """Select the owner's tasks that match the filters and come after a position.
 
-    One statement for all combinations, because each prepared statement costs memory on every
-    connection: a filter that is null selects everything.
+    One statement serves all combinations of filters, and a null filter selects everything. Fewer
+    prepared statements save memory on every connection.
     """
     keys = [*_keys_without_null(sort, order), col(Task.id)]
     after: list[Any] = [
@@ -213,7 +214,7 @@ def _keys_without_null(sort: Sort, order: Order) -> list[Any]:
 
 
 def _filters() -> list[Any]:
-    """Return the conditions of a search. Each holds for every task if its value is null."""
+    """Return the conditions of a search. A filter with the value null selects every task."""
     wanted = bindparam("status", type_=Text())
     priority = bindparam("priority", type_=Text())
     due_from: Any = bindparam("due_from", type_=DateTime(timezone=True))
@@ -261,10 +262,10 @@ def _current_version() -> CTE:
 
 
 def _after_version(tasks: Any, *, counts: bool = False) -> Any:
-    """Select the version, and then the tasks unless the client knows that version.
+    """Select the version first, and the tasks only if the client sent another version.
 
-    PostgreSQL does not read the tasks for a version that the client knows, because that condition
-    does not depend on their rows. With `counts` the number of all matching tasks can come between.
+    The comparison of versions does not depend on the tasks, so PostgreSQL reads none of them if it
+    fails. With `counts`, the number of matches comes before the tasks if the client asks for it.
     """
     current = _current_version()
     is_new = select(current.c.version).scalar_subquery().is_distinct_from(_KNOWN_VERSION)
@@ -423,7 +424,8 @@ def erase_owner() -> Statement:
     `tokens_from` is the least time of issue of a token that can write again. The database's clock
     counts too, because it goes on while the statement waits for a connection and a lock.
 
-    These are separate statements, because each must see the commits while `begin_owner` waited.
+    PostgreSQL gives each statement a new snapshot, so each one sees what others committed while
+    `begin_owner` waited.
     """
     given = func.to_timestamp(bindparam("tokens_from", type_=Float()))
     ahead: Any = bindparam("issuer_ahead", type_=Float())
