@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from support.majors import MAJORS, NEWEST, Server
 from support.majors import server as running_server
@@ -67,7 +68,10 @@ def documented(heading: str) -> list[str]:
 
 
 async def look(url: str, **values: Any) -> dict[str, Finding]:
-    return {each.subject: each for each in await findings(settings(**values), url)}
+    return {
+        each.subject: each
+        for each in await findings(settings(database_url=SecretStr(url), **values), url)
+    }
 
 
 def advice(text: str, keyword: str) -> str:

@@ -71,7 +71,7 @@ CASES = {
     "forbidden": Case("GET", "/api/bob/tasks", 403, USER_TASKS, "Forbidden"),
     "no-path": Case("GET", "/api/nothing", 404, "none", "NotFound", signed_in=False),
     "no-task": Case("GET", "/api/tasks/4711", 404, TASK, "TaskNotFound"),
-    "no-id": Case("GET", "/api/tasks/x", 400, TASK, "BadRequest"),
+    "no-id": Case("GET", "/api/tasks/x", 400, TASK, "InvalidTaskId"),
     "too-large": Case(
         *("POST", "/api/tasks", 413, TASKS, "BodyTooLarge"),
         headers=JSON,

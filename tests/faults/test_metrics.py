@@ -192,7 +192,8 @@ REFUSALS = {
     "Unauthorized": 1.0,
     "ExpiredToken": 1.0,
     "TaskNotFound": 1.0,
-    "BadRequest": 2.0,
+    "InvalidParameter": 1.0,
+    "InvalidTaskId": 1.0,
     "NotFound": 1.0,
     "MethodNotAllowed": 1.0,
 }
