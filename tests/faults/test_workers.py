@@ -42,9 +42,13 @@ def application(*arguments):
         time.sleep(3600)
     if Path("lifespan").exists():
         return FastAPI(lifespan=lifespan)
+    Path(f"worker-{os.getpid()}").touch()
     return working(*arguments)
 """
-"""A module with an application that starts or not, depending on which file exists."""
+"""A module with an application that starts or not, depending on which file exists.
+
+It leaves a file for each worker that does.
+"""
 
 
 @pytest.fixture
@@ -140,6 +144,7 @@ def test_working_worker_serves_while_another_cannot_start(
     tmp_path: Path, variables: Mapping[str, str], breakable: str
 ) -> None:
     with serving(tmp_path, prelude=breakable, **variables) as program:
+        wait_for(lambda: len(list(tmp_path.glob("worker-*"))) == 2, 60)
         wait_for_workers(program)
         (tmp_path / "exit").touch()
         program.workers()[0].kill()
