@@ -21,7 +21,7 @@ run: .venv/runtime ## Serve on 127.0.0.1:8000, with a database of its own
 
 .PHONY: test
 test: .venv/development .venv/issuer .venv/generators .venv/majors ## Run every test, on a real PostgreSQL
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: check
 check: .venv/development ## Lint, types, architecture

@@ -201,8 +201,11 @@ def _ask(worker: Process, health: _Health) -> None:
     """Read the worker's answers, which say whether it serves, and send the next ping."""
     while worker.parent_conn.poll():
         health.is_asked = False
-        if worker.parent_conn.recv():
-            health.is_ready, health.silent_ticks, health.failed_starts = True, 0, 0
+        if not worker.parent_conn.recv():
+            continue
+        if not health.is_ready:
+            log.info("worker serves", pid=worker.pid)
+        health.is_ready, health.silent_ticks, health.failed_starts = True, 0, 0
     if not health.is_asked:
         worker.parent_conn.send(b"ping")
         health.is_asked = True

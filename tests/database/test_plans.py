@@ -340,13 +340,13 @@ def most_pages(statement: Statement, rows: int, owned: int) -> int:
     """Return how many pages a statement may read: a few to find its rows, and then one for each.
 
     A list of one status reads all tasks of its owner, because an index by status would make every
-    change of a status more expensive (ADR 3).
+    change of a status more expensive (ADR 3). A page also looks up its owner's version.
     """
     if statement.name in {b"erase_owner", b"forget_tombstones", b"forget_answers"}:
         return 60 + 6 * owned
     if statement.writes:
         return 60 + 30 * statement.name.endswith(b"_keyed")  # which also stores its answer
-    return 12 + (owned if statement.streamed else rows)
+    return 16 + (owned if statement.streamed else rows)
 
 
 def min_rows(statement: Statement, owner: str) -> int:

@@ -42,13 +42,9 @@ def application(*arguments):
         time.sleep(3600)
     if Path("lifespan").exists():
         return FastAPI(lifespan=lifespan)
-    Path(f"worker-{os.getpid()}").touch()
     return working(*arguments)
 """
-"""A module with an application that starts or not, depending on which file exists.
-
-It leaves a file for each worker that does.
-"""
+"""A module with an application that starts or not, depending on which file exists."""
 
 
 @pytest.fixture
@@ -56,7 +52,6 @@ def variables(database_url: str) -> Mapping[str, str]:
     return {
         "DATABASE_URL": database_url,
         "BETTER_AUTH_SECRET": SECRET,
-        "LOG_LEVEL": "error",
         "WORKERS": "2",
     }
 
@@ -87,26 +82,33 @@ def is_live(program: Program) -> bool:
         return False
 
 
-def wait_for_workers(program: Program) -> None:
-    """Wait until two workers run and one of them answers."""
-    wait_for(lambda: len(program.workers()) == 2 and is_live(program), 60)
+def wait_for_workers(program: Program, folder: Path) -> None:
+    """Wait until two workers run and the supervisor knows that both serve."""
+
+    def both_serve() -> bool:
+        running = {each.pid for each in program.workers()}
+        return len(running) == 2 and running <= {
+            each["pid"] for each in logged(folder, "worker serves")
+        }
+
+    wait_for(both_serve, 60)
 
 
 def test_replacement_of_a_dead_worker_is_logged_with_its_reason(
     tmp_path: Path, variables: Mapping[str, str]
 ) -> None:
     with serving(tmp_path, **variables) as program:
-        wait_for_workers(program)
+        wait_for_workers(program, tmp_path)
         victim = program.workers()[0]
         victim.kill()
         wait_for(lambda: replaced(tmp_path) == {victim.pid: "signal 9"})
-        wait_for_workers(program)
+        wait_for_workers(program, tmp_path)
         assert program.stop() == 0
 
 
 def test_hanging_worker_is_replaced(tmp_path: Path, variables: Mapping[str, str]) -> None:
     with serving(tmp_path, prelude=SHORT_AFTER_SIGALRM, **variables) as program:
-        wait_for_workers(program)
+        wait_for_workers(program, tmp_path)
         victim = program.workers()[0]
         victim.suspend()
         program.process.send_signal(signal.SIGALRM)
@@ -133,7 +135,8 @@ def test_program_gives_up_if_no_worker_can_start(
 ) -> None:
     (tmp_path / fault).touch()
     prelude = f"{breakable}; {SHORT}" if fault == "hang" else breakable
-    with serving(tmp_path, prelude=prelude, **variables) as program:
+    prelude += "; server.STOP_SECONDS = 1"
+    with serving(tmp_path, prelude=prelude, SHUTDOWN_TIMEOUT="1", **variables) as program:
         assert program.process.wait(120) == 1
     (last,) = logged(tmp_path, "giving up")
     assert {*replaced(tmp_path).values(), last["reason"]} == {reason}
@@ -143,15 +146,15 @@ def test_program_gives_up_if_no_worker_can_start(
 def test_working_worker_serves_while_another_cannot_start(
     tmp_path: Path, variables: Mapping[str, str], breakable: str
 ) -> None:
-    with serving(tmp_path, prelude=breakable, **variables) as program:
-        wait_for(lambda: len(list(tmp_path.glob("worker-*"))) == 2, 60)
-        wait_for_workers(program)
+    prelude = f"{breakable}; server.FAILED_STARTS = 1"  # so that the pauses stay short
+    with serving(tmp_path, prelude=prelude, **variables) as program:
+        wait_for_workers(program, tmp_path)
         (tmp_path / "exit").touch()
         program.workers()[0].kill()
-        wait_for(lambda: list(replaced(tmp_path).values()).count("exit code 7") >= 4, 90)
+        wait_for(lambda: list(replaced(tmp_path).values()).count("exit code 7") >= 2, 60)
         assert is_live(program)
         (tmp_path / "exit").unlink()
-        wait_for_workers(program)
+        wait_for_workers(program, tmp_path)
         assert program.stop() == 0
 
 
@@ -160,7 +163,7 @@ def test_program_stops_although_a_worker_hangs(
 ) -> None:
     prelude = "server.STOP_SECONDS = 1"
     with serving(tmp_path, prelude=prelude, SHUTDOWN_TIMEOUT="1", **variables) as program:
-        wait_for_workers(program)
+        wait_for_workers(program, tmp_path)
         victim = program.workers()[0]
         victim.suspend()
         assert program.stop() == 0

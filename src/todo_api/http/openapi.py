@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
+from fastapi.encoders import jsonable_encoder
+
 from todo_api.errors import ApiError
 from todo_api.http.answers import FieldsProblem, Problem
 
@@ -98,16 +100,19 @@ _OTHER_ERROR = "OtherError"
 
 
 def error_responses(*statuses: int) -> dict[int | str, Json]:
-    """Return the `responses` of a route that can have errors of these statuses."""
-    return {
-        status: {"model": FieldsProblem if status == HTTPStatus.BAD_REQUEST else Problem}
-        for status in statuses
-    }
+    """Return the `responses` of a route that can have errors of these statuses.
+
+    References, because FastAPI builds a model anew for each response that has one: with models for
+    the errors, the application would take 49 ms to build in place of 28 (measured).
+    """
+    return {status: {"$ref": f"#/components/responses/{_name_of(status)}"} for status in statuses}
 
 
 def completed(document: Json) -> Json:
     """Add to FastAPI's document what it cannot know, in place, and return it."""
     schemas = document["components"]["schemas"]
+    for model in (Problem, FieldsProblem):
+        schemas[model.__name__] = jsonable_encoder(model.model_json_schema(), exclude_none=True)
     operations = [each for path in document["paths"].values() for each in path.values()]
     used: set[int] = set()
     for schema in schemas.values():
@@ -135,23 +140,17 @@ def _restore_nulls(schema: Json) -> None:
 
 
 def _share_errors(responses: Json) -> set[int]:
-    """Refer to the shared responses of our errors, and return their statuses.
+    """Leave only the references to the shared responses of errors, and return their statuses.
 
     FastAPI's 422 goes, because wrong input is 400 here.
     """
-    if not _is_problem(responses.get("422", {})):
+    if "$ref" not in responses.get("422", {}):
         responses.pop("422", None)
-    ours = {int(status) for status, response in responses.items() if _is_problem(response)}
+    ours = {int(status) for status, response in responses.items() if "$ref" in response}
     for status in ours:
-        responses[str(status)] = {"$ref": f"#/components/responses/{_name_of(status)}"}
+        del responses[str(status)]["description"]  # FastAPI's; the shared response has its own
     responses["default"] = {"$ref": f"#/components/responses/{_OTHER_ERROR}"}
     return ours
-
-
-def _is_problem(response: Json) -> bool:
-    schema = response.get("content", {}).get("application/json", {}).get("schema", {})
-    names = (FieldsProblem.__name__, Problem.__name__)
-    return str(schema.get("$ref", "")).endswith(tuple(f"/{name}" for name in names))
 
 
 def _add_headers(operation: Json) -> None:
