@@ -9,6 +9,7 @@ One handler (`todo_api.http.answers`) answers them all. This module imports noth
     │   ├── InvalidTaskId        400
     │   ├── InvalidParameter     400
     │   ├── NothingToChange      400
+    │   ├── InvalidBatch         400, the batch or one of its operations
     │   ├── CorsRefused          400, a preflight
     │   └── InvalidFields        400 with a message and a code for each field
     ├── Unauthorized             401
@@ -60,6 +61,8 @@ class ApiError(Exception):
     headers: Mapping[str, str] = {}
     reason: str | None = None
     """Why, for the request's line in the log. The client never sees it."""
+    operation: int | None = None
+    """The number of the operation that failed, from 0, if the request is a batch."""
 
     def __init__(self, message: str | None = None) -> None:
         if message is not None:
@@ -68,7 +71,12 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, object]:
         """Return the members of the JSON body. Many clients read `detail`, as FastAPI calls it."""
-        return {"error": self.message, "detail": self.message, "code": self.code}
+        body: dict[str, object] = {
+            "error": self.message,
+            "detail": self.message,
+            "code": self.code,
+        }
+        return body if self.operation is None else {**body, "operation": self.operation}
 
     @classmethod
     def example(cls) -> dict[str, object]:
@@ -110,6 +118,13 @@ class NothingToChange(BadRequest):
 
     code = "nothing_to_change"
     message = "At least one field must be provided"
+
+
+class InvalidBatch(BadRequest):
+    """A batch, or an operation of it, does not have the documented form."""
+
+    code = "invalid_batch"
+    message = "operations must be an array of 1 to 100 operations"
 
 
 class CorsRefused(BadRequest):

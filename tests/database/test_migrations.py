@@ -157,7 +157,7 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             ("users", "DELETE"),
         ],
         "column grants": [
-            ("answers", "INSERT", "body key request_hash user_id"),
+            ("answers", "INSERT", "body key operation request_hash user_id"),
             ("erasures", "INSERT", "tokens_from user_hash version"),
             ("erasures", "UPDATE", "tokens_from version"),
             ("rate_limits", "INSERT", "full_at user_hash"),
@@ -182,7 +182,7 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
         ],
         "visible users": [("id",), ("tokens_from",), ("version",)],
         "constraints": [
-            ("answers", "answers_pkey", "PRIMARY KEY (user_id, key)"),
+            ("answers", "answers_pkey", "PRIMARY KEY (user_id, key, operation)"),
             ("erasures", "erasures_pkey", "PRIMARY KEY (user_hash)"),
             ("rate_limits", "rate_limits_pkey", "PRIMARY KEY (user_hash)"),
             ("restorations", "restorations_pkey", "PRIMARY KEY (version)"),
@@ -218,7 +218,7 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
         "indexes": [
             (f"CREATE INDEX answers_by_age {on_answers} (user_id, created_at)",),
             (f"CREATE INDEX tasks_by_creation {on_tasks} (user_id, created_at, id)",),
-            (f"{unique} answers_pkey {on_answers} (user_id, key)",),
+            (f"{unique} answers_pkey {on_answers} (user_id, key, operation)",),
             ("CREATE UNIQUE INDEX erasures_pkey ON public.erasures USING btree (user_hash)",),
             ("CREATE UNIQUE INDEX rate_limits_pkey ON public.rate_limits USING btree (user_hash)",),
             ("CREATE UNIQUE INDEX restorations_pkey ON public.restorations USING btree (version)",),

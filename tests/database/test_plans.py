@@ -25,6 +25,8 @@ TERMS = [
     statements.PLAIN,
     statements.Terms(if_match=True),
     statements.Terms(if_match=True, keyed=True),
+    statements.Terms(if_match=True, batched=True),
+    statements.Terms(if_match=True, keyed=True, batched=True),
 ]
 STATEMENTS = {
     "list_tasks": [
@@ -33,17 +35,27 @@ STATEMENTS = {
     ],
     "find_tasks": [statements.find_tasks(sort, order) for sort, order in product(SORTS, ORDERS)],
     "get_task": [statements.get_task()],
-    "add_task": [statements.add_task(), statements.add_task(statements.Terms(keyed=True))],
-    "change_task": [
-        *(statements.change_task(frozenset({name})) for name in WRITABLE),
-        *(statements.change_task(frozenset(WRITABLE), each) for each in TERMS),
+    "add_task": [
+        statements.add_task(statements.Terms(keyed=keyed, batched=batched))
+        for keyed, batched in product((False, True), repeat=2)
     ],
+    "_change_columns": [
+        *(statements.change_task(frozenset({name})) for name in WRITABLE),
+        statements.change_task(frozenset(WRITABLE)),
+    ],
+    "change_any": [statements.change_any(each) for each in TERMS[1:]],
     "toggle_task": [statements.toggle_task(each) for each in TERMS],
     "remove_task": [statements.remove_task(each) for each in TERMS],
     "add_first_task": [statements.add_first_task()],
     "forget_tombstones": [statements.forget_tombstones()],
     "forget_answer": [statements.forget_answer()],
     "forget_answers": [statements.forget_answers()],
+    "check_key": [statements.check_key()],
+    "claim_key": [statements.claim_key()],
+    "take_versions": [
+        statements.take_versions(statements.Terms(keyed=keyed, batched=True))
+        for keyed in (False, True)
+    ],
     "why_not_written": [statements.why_not_written()],
     "begin_owner": [statements.begin_owner()],
     "erase_owner": [statements.erase_owner()],
@@ -91,7 +103,9 @@ VALUES: dict[str, object] = {
     "tokens_from": 4_000_000_000,
     "issuer_ahead": 1,
     "now": 4_000_000_000_000,
+    **{"operation": 1, "later_operations": 0, "more_operations": 0},
     **{f"new_{name}": "new" for name in WRITABLE},
+    **{f"sets_{name}": True for name in WRITABLE},
     "new_status": "complete",
     "new_priority": "low",
     "new_due_date": "2030-01-01",
@@ -351,8 +365,10 @@ def most_pages(statement: Statement, rows: int, owned: int) -> int:
 
 def min_rows(statement: Statement, owner: str) -> int:
     """Return how many rows a statement has to return, as a proof that its plan ran."""
-    if statement.name == b"forget_answer":
-        return 0  # no user has this key
+    if statement.name in {b"forget_answer", b"check_key", b"claim_key"}:
+        return 0  # no user has this key, or the statement returns nothing
+    if statement.name.startswith(b"take_versions"):
+        return 0
     return int(not statement.name.startswith(b"forget_") or owner not in {FEW, FEW_TOO, MANY})
 
 

@@ -90,7 +90,10 @@ class Service:
             assert body["error"] == body["detail"] != ""
             assert re.fullmatch("[a-z0-9_]+", body["code"])
             has_fields = {"fields", "codes"} if body["code"] == "invalid_fields" else set()
-            assert set(body) == {"error", "detail", "code"} | has_fields
+            batch = (
+                {"operation"} & set(body) if response.request.url.path.endswith("/batch") else set()
+            )
+            assert set(body) == {"error", "detail", "code"} | has_fields | batch
 
     async def create(self, user: str, **task: Any) -> dict[str, Any]:
         """Create a task, and return it."""

@@ -38,7 +38,7 @@ Command: TypeAlias = tuple[Statement, Sequence[bytes | None]]
 
 
 class Result(NamedTuple):
-    """Rows of the last command, and the connection if it has more rows to stream."""
+    """Rows of the last commands, and the connection if it has more rows to stream."""
 
     rows: Rows
     streaming: "Connection | None" = None
@@ -71,6 +71,8 @@ class Connection:
         self._prepare = prepare
         self._prepared: set[bytes] = set()
         """Names of the statements that this session has prepared."""
+        self._preparing: set[bytes] = set()
+        """Names of those that are sent with the commands under way."""
         self.busy = False
         """Whether the server works on commands."""
         self.closing = False
@@ -81,6 +83,10 @@ class Connection:
         """One entry per command without a result: the statement's name for a Prepare, else None."""
         self._result: asyncio.Future[Result] | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._completed = 0
+        """The number of commands that the server has carried out."""
+        self._first_kept = 0
+        """The number of the first command whose rows are part of the result."""
         self._streams = False
         self._rows: Rows = []
         self._batch_bytes = 0
@@ -124,8 +130,10 @@ class Connection:
         """Whether the connection has ended."""
         return self._socket < 0
 
-    def send(self, commands: Sequence[Command], timeout: float) -> asyncio.Future[Result]:
-        """Send the commands in one go, and return a future of the last one's result.
+    def send(
+        self, commands: Sequence[Command], timeout: float, kept: int = 1
+    ) -> asyncio.Future[Result]:
+        """Send the commands in one go, and return a future of the rows of the last `kept`.
 
         Its exception is a `QueryFailed`. Without a result after `timeout` seconds the connection
         drops itself, so a frozen server does not hold up the request.
@@ -134,6 +142,8 @@ class Connection:
         result = self._expect_result(timeout)
         self._error = None
         self._pending.clear()
+        self._preparing.clear()
+        self._completed, self._first_kept = 0, len(commands) - kept
         self._streams = commands[-1][0].streamed
         try:
             for statement, values in commands:
@@ -181,8 +191,9 @@ class Connection:
         if not self._prepare:
             self._pgconn.send_query_params(statement.sql, values)
         else:
-            if statement.name not in self._prepared:
+            if statement.name not in self._prepared and statement.name not in self._preparing:
                 self._pgconn.send_prepare(statement.name, statement.sql)
+                self._preparing.add(statement.name)
                 self._pending.append(statement.name)
             self._pgconn.send_query_prepared(statement.name, values)
         self._pending.append(None)
@@ -227,6 +238,8 @@ class Connection:
                 self._take_rows(result)
                 if prepared := self._pending.popleft():
                     self._prepared.add(prepared)
+                else:
+                    self._completed += 1
             elif status == ExecStatus.TUPLES_CHUNK:
                 self._take_rows(result)
                 if self._batch_bytes >= BATCH_BYTES:
@@ -243,8 +256,8 @@ class Connection:
             self._pgconn.set_chunked_rows_mode(CHUNK_ROWS)
 
     def _take_rows(self, result: pq.abc.PGresult) -> None:
-        """Keep the rows if they are of the last command."""
-        if len(self._pending) > 1:
+        """Keep the rows if the result has them. A Prepare has none."""
+        if self._completed < self._first_kept:
             return
         rows = [result.get_value(row, 0) or b"" for row in range(result.ntuples)]
         self._rows += rows
@@ -269,6 +282,7 @@ class Connection:
         return ServerError(
             sqlstate.decode(),
             did_not_run=severity == b"ERROR" or bool(self._pending),
+            command=self._completed,
         )
 
     def _finish(self) -> None:

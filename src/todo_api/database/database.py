@@ -4,14 +4,20 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import structlog
 
 from todo_api.database import inspection, row_security
 from todo_api.database.address import conninfo
 from todo_api.database.connection import Command, Connection, Result
-from todo_api.database.failures import CONFLICTS, ConnectionRefused, QueryFailed, may_repeat
+from todo_api.database.failures import (
+    CONFLICTS,
+    ConnectionRefused,
+    QueryFailed,
+    ServerError,
+    may_repeat,
+)
 from todo_api.database.inspection import Inspection, Problem, refuse
 from todo_api.database.pool import Pool
 from todo_api.database.preamble import Preamble
@@ -21,6 +27,7 @@ from todo_api.errors import (
     DatabaseBusy,
     InternalError,
     StartupError,
+    TaskNotFound,
     TooManyRequests,
 )
 from todo_api.settings import RATE_SECONDS, Settings
@@ -29,6 +36,9 @@ log = structlog.get_logger()
 
 GRACE_SECONDS = 1.0
 """How long the server may take to report its own statement timeout."""
+
+Call: TypeAlias = tuple[Statement, Mapping[str, object]]
+"""A statement and its values by name."""
 
 _PING = Statement(b"ping", b"SELECT 'ok'", (), writes=False)
 
@@ -85,7 +95,26 @@ class Database:
         that the server certainly did not keep. Raises an `ApiError`.
         """
         preamble = self._uncounted_preamble if continues else self._preamble
-        return (await self._run(statement, {"owner": owner, **values}, preamble)).rows
+        commands = self._commands(statement, {"owner": owner, **values}, preamble)
+        return (await self._run(commands, writes=statement.writes)).rows
+
+    async def run_batch(
+        self, owner: str, first: Sequence[Call], operations: Sequence[Call]
+    ) -> Rows:
+        """Run writes in one transaction. Return the rows of `operations`, in their order.
+
+        One round trip, all or nothing. If one of them finds nothing to write, this raises
+        `TaskNotFound` with its number in `operation`, which is negative for one of `first`.
+        """
+        before = self._preamble.before(operations[0][0])
+        calls = [*([(before, {})] if before else []), *first, *operations]
+        commands = [(each, each.bind({"owner": owner, **values})) for each, values in calls]
+        try:
+            return (await self._run(commands, writes=True, kept=len(operations))).rows
+        except TaskNotFound as error:
+            if isinstance(error.__cause__, ServerError):
+                error.operation = error.__cause__.command - (len(calls) - len(operations))
+            raise
 
     async def stream(
         self, owner: str, statement: Statement, values: Mapping[str, object]
@@ -95,7 +124,8 @@ class Database:
         Still one round trip, because the server goes on to send as the rows are read. A stream
         holds a connection. Streams may hold half of the pool, and one more raises `DatabaseBusy`.
         """
-        rows, connection = await self._run(statement, {"owner": owner, **values}, self._preamble)
+        commands = self._commands(statement, {"owner": owner, **values}, self._preamble)
+        rows, connection = await self._run(commands, writes=False)
         if connection is None:
             return rows, None
         if self._streams >= max(1, self._settings.pool_size // 2):
@@ -185,25 +215,22 @@ class Database:
     def _invalidate_readiness(self) -> None:
         self._known_ready = False
 
-    async def _run(
-        self, statement: Statement, values: Mapping[str, object], preamble: Preamble
-    ) -> Result:
-        """Run a statement, with a second attempt where that is safe."""
-        commands = self._commands(statement, values, preamble)
+    async def _run(self, commands: Sequence[Command], *, writes: bool, kept: int = 1) -> Result:
+        """Run commands, with a second attempt where that is safe."""
         try:
-            return await self._attempt(commands)
+            return await self._attempt(commands, kept)
         except QueryFailed as failure:
-            if not may_repeat(failure, writes=statement.writes):
+            if not may_repeat(failure, writes=writes):
                 raise self._api_error(failure) from failure
             if failure.sqlstate not in CONFLICTS:
                 self.pool.close_idle()  # the other connections may have broken with this one
         try:
-            return await self._attempt(commands)
+            return await self._attempt(commands, kept)
         except QueryFailed as failure:
             raise self._api_error(failure) from failure
 
-    async def _attempt(self, commands: Sequence[Command]) -> Result:
-        return await self.pool.run(commands, self._result_timeout)
+    async def _attempt(self, commands: Sequence[Command], kept: int = 1) -> Result:
+        return await self.pool.run(commands, self._result_timeout, kept)
 
     def _commands(
         self, statement: Statement, values: Mapping[str, object], preamble: Preamble

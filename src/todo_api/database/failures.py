@@ -19,12 +19,17 @@ from todo_api.errors import (
     InternalError,
     ServiceUnavailable,
     StatementTimeout,
+    TaskNotFound,
     TooManyRequests,
 )
+
+NOTHING_WRITTEN = "22012"
+"""division_by_zero: an operation of a batch has found no task (`_or_failure` in the statements)."""
 
 API_ERRORS: Mapping[str, type[ApiError]] = {
     "TD401": AccountErased,  # ours, raised by begin_owner (migration 0001)
     "TD429": TooManyRequests,  # ours, raised by take_request (migration 0001)
+    NOTHING_WRITTEN: TaskNotFound,
     "57014": StatementTimeout,  # query_canceled: statement_timeout
     "55P03": StatementTimeout,  # lock_not_available: lock_timeout
     "40001": ServiceUnavailable,  # serialization_failure
@@ -71,13 +76,17 @@ class QueryFailed(Exception):
 
 
 class ServerError(QueryFailed):
-    """PostgreSQL reported an error. With `did_not_run`, it rolled everything back."""
+    """PostgreSQL reported an error. With `did_not_run`, it rolled everything back.
 
-    def __init__(self, sqlstate: str, *, did_not_run: bool) -> None:
+    `command` is the number of the command that failed, from 0.
+    """
+
+    def __init__(self, sqlstate: str, *, did_not_run: bool, command: int = 0) -> None:
         # Only the code, because this goes to the log and the server's message may quote a value.
         super().__init__(f"SQLSTATE {sqlstate}")
         self.sqlstate = sqlstate
         self.did_not_run = did_not_run
+        self.command = command
         self.api_error = API_ERRORS.get(sqlstate, API_ERRORS.get(sqlstate[:2], InternalError))
 
 

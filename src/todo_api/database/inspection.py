@@ -20,8 +20,8 @@ from todo_api.settings import Settings
 PRIVILEGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "alembic_version": {"SELECT": ("version_num",)},
     "answers": {
-        "SELECT": ("user_id", "key", "request_hash", "body", "created_at"),
-        "INSERT": ("user_id", "key", "request_hash", "body"),
+        "SELECT": ("user_id", "key", "operation", "request_hash", "body", "created_at"),
+        "INSERT": ("user_id", "key", "operation", "request_hash", "body"),
         "DELETE": (),
     },
     "erasures": {

@@ -86,7 +86,7 @@ class Pool:
             "pool_waiting": self._limiter.waiting,
         }
 
-    async def run(self, commands: Sequence[Command], seconds: float) -> Result:
+    async def run(self, commands: Sequence[Command], seconds: float, kept: int = 1) -> Result:
         """Run commands on the connection used last, on a new one, or on the next that is free.
 
         Raises `DatabaseBusy`, `DatabaseUnreachable`, `ShuttingDown` or a `QueryFailed`. Without a
@@ -94,10 +94,10 @@ class Pool:
         """
         result = None
         if not self._limiter.try_acquire():
-            result = await self._wait(lambda connection: connection.send(commands, seconds))
+            result = await self._wait(lambda connection: connection.send(commands, seconds, kept))
         if result is None:
             connection = self._pop_idle() or await self._connect()
-            result = connection.send(commands, seconds)
+            result = connection.send(commands, seconds, kept)
         return await result
 
     async def _wait(

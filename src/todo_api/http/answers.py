@@ -39,6 +39,11 @@ class Problem(BaseModel):
         description="What is wrong, for programs. The responses list the codes.",
         examples=[InvalidFields.code],
     )
+    operation: int | SkipJsonSchema[None] = Field(
+        default=None,
+        description="In a batch: the number of the operation that failed, from 0.",
+        examples=[2],
+    )
 
 
 class FieldsProblem(Problem):

@@ -21,7 +21,7 @@ _UTF_8 = {"utf-8", "utf8"}
 
 
 async def read_object(
-    request: Request, media_types: Collection[str] = (JSON,)
+    request: Request, media_types: Collection[str] = (JSON,), limit: int = MAXIMUM_BYTES
 ) -> dict[str, Any] | None:
     """Return the JSON object of a request's body, or None where the body is empty.
 
@@ -29,36 +29,39 @@ async def read_object(
     lone surrogates. Raises `BodyTooLarge`, `UnsupportedMediaType` or `BadRequest`.
     """
     headers = RequestContext.of(request.scope).headers
-    body = await read_body(request)
+    body = await read_body(request, limit)
     if not body:
         return None
     _check_media_type(headers, media_types)
     return _parse(body)
 
 
-async def read_body(request: Request) -> bytes:
-    """Return the body, which is read once. Raises `BodyTooLarge` or `BadRequest`."""
+async def read_body(request: Request, limit: int = MAXIMUM_BYTES) -> bytes:
+    """Return the body, which is read once, of at most so many bytes.
+
+    Raises `BodyTooLarge` or `BadRequest`.
+    """
     context = RequestContext.of(request.scope)
     if context.body is None:
         announced = context.headers.get(b"content-length", [b"0"])[0]
-        context.body = await _read(request, announced)
+        context.body = await _read(request, announced, limit)
     return context.body
 
 
-async def _read(request: Request, announced: bytes) -> bytes:
+async def _read(request: Request, announced: bytes, limit: int) -> bytes:
     """Read the body. Refuse it as soon as it exceeds the limit, and stop reading."""
-    if announced.isdigit() and int(announced[:20]) > MAXIMUM_BYTES:
-        raise BodyTooLarge(f"Body must be {MAXIMUM_BYTES} bytes or less")
-    body = b""
+    if announced.isdigit() and int(announced[:20]) > limit:
+        raise BodyTooLarge(f"Body must be {limit} bytes or less")
+    body = bytearray()
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":  # the client cannot read this answer
             raise BadRequest("The body ended early")
-        body += bytes(message.get("body", b""))
-        if len(body) > MAXIMUM_BYTES:
-            raise BodyTooLarge(f"Body must be {MAXIMUM_BYTES} bytes or less")
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise BodyTooLarge(f"Body must be {limit} bytes or less")
         if not message.get("more_body", False):
-            return body
+            return bytes(body)
 
 
 def _check_media_type(headers: HeaderFields, media_types: Collection[str]) -> None:

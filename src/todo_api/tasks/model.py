@@ -11,6 +11,7 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    Integer,
     LargeBinary,
     Text,
 )
@@ -100,13 +101,19 @@ class Tombstone(SQLModel, table=True):
 
 
 class Answer(SQLModel, table=True):
-    """The answer to a write with an idempotency key, repeated for `ANSWER_HOURS`."""
+    """The answer to a write with an idempotency key, repeated for `ANSWER_HOURS`.
+
+    A batch has one for each of its operations, counted from 1, and number 0 for its request.
+    """
 
     __tablename__ = "answers"
     __table_args__ = (Index("answers_by_age", "user_id", "created_at"),)
 
     user_id: str = Field(primary_key=True, sa_type=Text)
     key: str = Field(primary_key=True, sa_type=Text)
+    operation: int = Field(
+        primary_key=True, sa_type=Integer, sa_column_kwargs={"server_default": sql("0")}
+    )
     request_hash: bytes = Field(sa_type=LargeBinary)
     """The SHA-256 of method, path and body."""
     body: str = Field(sa_type=Text)

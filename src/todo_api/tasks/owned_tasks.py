@@ -1,6 +1,6 @@
 """The tasks of one owner. A request cannot reach any others."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -11,7 +11,7 @@ import jiter
 
 from todo_api.auth.owner import Owner
 from todo_api.auth.tokens import shown_time
-from todo_api.database.database import Database, StreamedRows
+from todo_api.database.database import Call, Database, StreamedRows
 from todo_api.database.statement import Rows, Statement
 from todo_api.errors import (
     AccountErased,
@@ -81,13 +81,17 @@ class Retry:
 
     def unpack(self, rows: Rows) -> Rows:
         """Return the rows of the first request. Raises `IdempotencyKeyReused`."""
-        if not rows or not rows[0].startswith(b"["):
-            return rows
-        request_hash, body = jiter.from_json(rows[0])
+        return [self._unpacked(row) for row in rows]
+
+    def _unpacked(self, row: bytes) -> bytes:
+        if not row.startswith(b"["):
+            return row
+        request_hash, body = jiter.from_json(row)
         if request_hash != self.request_hash.hex():
             raise IdempotencyKeyReused
         self.is_replayed = True
-        return [body.encode()]
+        answer: bytes = body.encode()
+        return answer
 
 
 class Condition(NamedTuple):
@@ -103,6 +107,14 @@ class Condition(NamedTuple):
 
 
 ALWAYS = Condition()
+
+
+class Operation(NamedTuple):
+    """One write of a batch. Without a task it creates one, and without values it deletes it."""
+
+    task_id: int | None
+    values: Mapping[str, object] | None
+    if_match: Versions = None
 
 
 def version_of(task: bytes) -> int:
@@ -172,7 +184,7 @@ class OwnedTasks:
 
     async def add(self, values: Mapping[str, object], retry: Retry | None = None) -> bytes:
         """Store a new task and return it. The first task also stores its owner."""
-        new = statements.bind_new({**DEFAULTS, **values}.items())
+        new = statements.bind_new({**DEFAULTS, **values})
         condition = Condition(retry=retry)
         rows: Rows = []
         is_known = retry is not None or self.owner.id in self._known_owners
@@ -191,8 +203,7 @@ class OwnedTasks:
     ) -> bytes:
         """Set the given columns and return the task."""
         statement = statements.change_task(frozenset(values), condition.terms)
-        new = statements.bind_new(values.items())
-        return await self._write_to(task_id, statement, new, condition)
+        return await self._write_to(task_id, statement, statements.bind_any(values), condition)
 
     async def complete(
         self, task_id: int, *, completed: bool, condition: Condition = ALWAYS
@@ -208,6 +219,53 @@ class OwnedTasks:
     async def remove(self, task_id: int, condition: Condition = ALWAYS) -> None:
         """Delete the task."""
         await self._write_to(task_id, statements.remove_task(condition.terms), {}, condition)
+
+    async def run_batch(self, operations: Sequence[Operation], retry: Retry | None = None) -> Rows:
+        """Carry out all operations in order, or none. Return each task, or a deleted task's id.
+
+        The error of an operation has its number.
+        """
+        terms = statements.Terms(keyed=retry is not None, batched=True)
+        now = int(time() * 1000)
+        common = self._common(now, retry) | {"more_operations": len(operations) - 1}
+        first = [statements.begin_owner(), *_cleaning(now)]
+        if retry:
+            first += [statements.forget_answer(), statements.check_key()]
+        first += [statements.take_versions(terms), *([statements.claim_key()] if retry else [])]
+        calls = [
+            self._call(operation, terms, {**common, **_place(number, len(operations))})
+            for number, operation in enumerate(operations)
+        ]
+        write = self._database.run_batch(self.owner.id, [(each, common) for each in first], calls)
+        try:
+            rows = await self._explained(write)
+        except TaskNotFound as error:
+            raise await self._why_refused(operations, error.operation or 0) from error
+        return retry.unpack(rows) if retry else rows
+
+    @staticmethod
+    def _call(operation: Operation, terms: statements.Terms, given: dict[str, object]) -> Call:
+        """Return the statement of an operation, with its values."""
+        terms = replace(terms, if_match=operation.if_match is not None)
+        given |= {"task_id": operation.task_id, "if_match": operation.if_match}
+        if operation.values is None:
+            return statements.remove_task(terms), given
+        if operation.task_id is None:
+            new = statements.bind_new({**DEFAULTS, **operation.values})
+            return statements.add_task(terms), given | new
+        return statements.change_any(terms), given | statements.bind_any(operation.values)
+
+    async def _why_refused(self, operations: Sequence[Operation], number: int) -> ApiError:
+        """Return why a batch wrote nothing: its key is in use, or the reason of one operation."""
+        if number < 0:
+            return IdempotencyKeyReused()
+        task_id, _, if_match = operations[number]
+        deleted = {each.task_id for each in operations[:number] if each.values is None}
+        reason: ApiError = TaskNotFound()
+        if task_id is not None and task_id not in deleted:
+            reason = await self._why_not_written(task_id, if_match)
+        reason.operation = number
+        return reason
 
     async def erase_owner(self) -> None:
         """Delete the owner and all their tasks. A repeat with the same token does nothing.
@@ -278,25 +336,38 @@ class OwnedTasks:
         continues: bool = False,
     ) -> Rows:
         now = int(time() * 1000)
-        if now % WRITES_PER_CLEANING == 0:
-            expired = statements.forget_tombstones(), statements.forget_answers()
-            statement = statement.after(*statement.first, *expired)
         retry = condition.retry
-        given = {
+        given = {**self._common(now, retry), "if_match": condition.if_match, **values}
+        if cleaning := _cleaning(now):
+            statement = statement.after(*statement.first, *cleaning)
+        rows = await self._database.run(self.owner.id, statement, given, continues=continues)
+        return retry.unpack(rows) if retry else rows
+
+    def _common(self, now: int, retry: Retry | None) -> dict[str, object]:
+        """Return the values of every write."""
+        return {
             "now": now,
             "issued_at": self.owner.issued_at,
             "email": _storable_email(self.owner.email),
-            "if_match": condition.if_match,
             "idempotency_key": retry and retry.key,
             "request_hash": retry and retry.request_hash,
-            **values,
         }
-        rows = await self._database.run(self.owner.id, statement, given, continues=continues)
-        return retry.unpack(rows) if retry else rows
 
     def _hash(self) -> bytes:
         """Return the SHA-256 of the owner's id. Only this remains of them after an erasure."""
         return sha256(self.owner.id.encode()).digest()
+
+
+def _cleaning(now: int) -> tuple[Statement, ...]:
+    """Return the statements that a write at this millisecond runs to remove what has expired."""
+    if now % WRITES_PER_CLEANING:
+        return ()
+    return statements.forget_tombstones(), statements.forget_answers()
+
+
+def _place(number: int, count: int) -> dict[str, object]:
+    """Return the values that place an operation in its batch."""
+    return {"operation": number + 1, "later_operations": count - 1 - number}
 
 
 def _storable_email(email: str | None) -> str | None:

@@ -21,11 +21,12 @@ from starlette.responses import Response
 from todo_api.auth.owner import Authenticator, Owner
 from todo_api.errors import InvalidJson, InvalidTaskId, NothingToChange
 from todo_api.http.answers import array_answer, json_answer
-from todo_api.http.body import JSON, MERGE_PATCH, read_body, read_object
+from todo_api.http.body import JSON, MAXIMUM_BYTES, MERGE_PATCH, read_body, read_object
 from todo_api.http.conditional import EntityTags, read_entity_tags, read_idempotency_key
 from todo_api.http.openapi import error_responses, references
 from todo_api.http.routing import PrivateRoute, Reads
 from todo_api.tasks import schemas
+from todo_api.tasks.batch import BATCH_BYTES, Batch, BatchAnswer, read_batch
 from todo_api.tasks.fields import BY_NAME, FIELDS, MAXIMUM_ID
 from todo_api.tasks.owned_tasks import Condition, OwnedTasks, Retry, version_of
 from todo_api.tasks.query import cursor_after, next_link, read_task_query
@@ -75,8 +76,14 @@ async def _read_change(request: Request) -> schemas.TaskChange:
     return change
 
 
-async def _read_body(request: Request, media_types: Collection[str] = (JSON,)) -> dict[str, Any]:
-    body = await read_object(request, media_types)
+async def _read_batch(request: Request) -> Batch:
+    return read_batch(await _read_body(request, limit=BATCH_BYTES))
+
+
+async def _read_body(
+    request: Request, media_types: Collection[str] = (JSON,), limit: int = MAXIMUM_BYTES
+) -> dict[str, Any]:
+    body = await read_object(request, media_types, limit)
     if body is None:
         raise InvalidJson("Body must be a JSON object")
     return body
@@ -129,6 +136,7 @@ IdempotencyKey = Annotated[
 TaskQuery = Annotated[schemas.TaskQuery, Query(), Reads(read_task_query)]
 NewTask = Annotated[schemas.NewTask, Body(), Reads(_read_new_task)]
 TaskChange = Annotated[schemas.TaskChange, Body(), Reads(_read_change)]
+BatchBody = Annotated[Batch, Body(), Reads(_read_batch)]
 StatusChange = Annotated[schemas.StatusChange, Body(), Reads(_read_status)]
 Completion = Annotated[schemas.Completion, Body(), Reads(_read_completion)]
 
@@ -250,6 +258,15 @@ async def set_status(
     return _task_answer(task, headers=_replayed(retry))
 
 
+async def run_batch(tasks: Tasks, batch: BatchBody, retry: IdempotencyKey = None) -> Response:
+    """Carry out up to 100 operations in order, all of them or none."""
+    rows = await tasks.run_batch(batch.writes(), retry)
+    results = b",".join(
+        (b'{"task":%b}' if row.startswith(b"{") else b'{"deleted":%b}') % row for row in rows
+    )
+    return json_answer(b'{"results":[%b]}' % results, headers=_replayed(retry))
+
+
 def _replayed(retry: Retry | None) -> dict[str, str]:
     return {"Idempotency-Replayed": "true"} if retry and retry.is_replayed else {}
 
@@ -297,6 +314,13 @@ _OPERATIONS = (
         "Create a task of the user in the path",
         "The new task.",
         status=201,
+    ),
+    _Operation(
+        *("POST", "/tasks/batch", run_batch, run_batch, "run_batch"),
+        "Write several tasks of the token's user",
+        "Write several tasks of the user in the path",
+        "What each operation did.",
+        answer=BatchAnswer,
     ),
     _Operation(
         *("GET", "/tasks/{id}", get_task, get_task, "get_task"),
@@ -413,13 +437,14 @@ def _add(
 def _responses(path: str, operation: _Operation) -> dict[int | str, dict[str, Any]]:
     """Document which errors an operation can have, and the header of what it creates."""
     has_body = operation.method in {"POST", "PUT", "PATCH"}
+    names_task = "{id}" in path or operation.answer is BatchAnswer
     writes_task = operation.method != "GET" and operation.tag == "tasks"
     possible = {
         400: True,
         401: True,
         403: "{user_id}" in path,
-        404: "{id}" in path,
-        412: "{id}" in path and operation.method != "GET",
+        404: names_task,
+        412: names_task and operation.method != "GET",
         413: has_body,
         415: has_body,
         422: writes_task,
@@ -440,7 +465,7 @@ def _responses(path: str, operation: _Operation) -> dict[int | str, dict[str, An
 
 def _headers(operation: _Operation) -> Iterator[str]:
     """Name the header fields of an operation's success, beside those of every answer."""
-    if operation.answer is not None:
+    if operation.answer not in {None, BatchAnswer}:
         yield "ETag"
     if operation.status == HTTPStatus.CREATED:
         yield "Location"

@@ -218,7 +218,9 @@ class TaskQuery(BaseModel):
         return self.model_fields_set <= {"status", "sort", "order"}
 
 
-class _Answer(BaseModel):
+class AnswerModel(BaseModel):
+    """A part of an answer."""
+
     model_config = ConfigDict(
         extra="forbid", json_schema_serialization_defaults_required=True, frozen=True
     )
@@ -227,7 +229,7 @@ class _Answer(BaseModel):
 class Task(
     create_model(  # type: ignore[misc]  # made from the table
         "Task",
-        __base__=_Answer,
+        __base__=AnswerModel,
         **{
             field.name: (
                 field.answer,

@@ -9,7 +9,7 @@ RETURNING names only plain columns. An UPDATE or DELETE has no volatile function
 in a CASE or together with a column.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -64,7 +64,11 @@ _KNOWN_VERSION: Any = bindparam("known_version", type_=BigInteger())
 _ITS_OWN = col(Task.user_id) == _OWNER
 _KEY: Any = bindparam("idempotency_key", type_=Text())
 _REQUEST_HASH: Any = bindparam("request_hash", type_=LargeBinary())
-_SAME_KEY = (col(Answer.user_id) == _OWNER, col(Answer.key) == _KEY)
+_OF_KEY = (col(Answer.user_id) == _OWNER, col(Answer.key) == _KEY)
+_REQUEST: ColumnElement[int] = literal_column("0")
+"""The number of a request's own answer, among those of its operations."""
+_NONE: ColumnElement[int] = literal_column("0")
+_ONE: ColumnElement[int] = literal_column("1")
 _COMPLETE: ColumnElement[str] = literal_column("'complete'")
 _INCOMPLETE: ColumnElement[str] = literal_column("'incomplete'")
 
@@ -90,28 +94,47 @@ class Terms:
     """Whether the task must have one of the versions `if_match`."""
     keyed: bool = False
     """Whether the write must be the first one with `idempotency_key`, and stores its answer."""
+    batched: bool = False
+    """Whether the write is an operation of a batch, after `take_versions`."""
 
     def named(self, name: str) -> str:
         """Return the name of a statement on these terms."""
-        return name + "_if_match" * self.if_match + "_keyed" * self.keyed
+        parts = name, "if_match" * self.if_match, "keyed" * self.keyed, "batched" * self.batched
+        return "_".join(filter(None, parts))
+
+    @property
+    def operation(self) -> Any:
+        """The number of the answer that the write stores, if it is keyed."""
+        return bindparam("operation", type_=Integer()) if self.batched else _REQUEST
+
+    @property
+    def same_key(self) -> list[Any]:
+        """The conditions for the stored answer."""
+        return [*_OF_KEY, col(Answer.operation) == self.operation]
 
 
 PLAIN = Terms()
+_NEXT_VERSION: Any = func.greatest(col(User.version) + _ONE, _NOW)
 
 
 def _writer(terms: Terms = PLAIN) -> CTE:
-    """Lock the owner's row and take their next version.
+    """Lock the owner's row and take their next version, or select the one taken for an operation.
 
     The CTE is empty if the user has no row or the token is too old. The version is a hybrid logical
     clock, so it only grows, even if the clocks of processes differ. `begin_owner` starts it above
     earlier versions (migration 0001).
     """
+    unanswered = (
+        [not_(select(col(Answer.key)).where(*terms.same_key).exists())] if terms.keyed else []
+    )
+    if terms.batched:
+        later: Any = bindparam("later_operations", type_=BigInteger())
+        taken: Any = select((col(User.version) - later).label("version"))
+        mine: CTE = taken.where(col(User.id) == _OWNER, *unanswered).cte("writer")
+        return mine
     may_write = or_(col(User.tokens_from).is_(None), col(User.tokens_from) <= _ISSUED_AT)
-    locked = update(User).where(col(User.id) == _OWNER, may_write)
-    if terms.keyed:
-        locked = locked.where(not_(select(col(Answer.key)).where(*_SAME_KEY).exists()))
-    version = func.greatest(col(User.version) + literal_column("1"), _NOW)
-    return locked.values(version=version).returning(col(User.version)).cte("writer")
+    locked = update(User).where(col(User.id) == _OWNER, may_write, *unanswered)
+    return locked.values(version=_NEXT_VERSION).returning(col(User.version)).cte("writer")
 
 
 _DAY: ColumnElement[str] = literal_column("'YYYY-MM-DD'")
@@ -222,9 +245,8 @@ def _filters() -> list[Any]:
     without_due_date = bindparam("without_due_date", type_=Boolean())
     word = func.unnest(bindparam("words", type_=ARRAY(Text()))).column_valued("word")
     is_missing = and_(
-        func.strpos(col(Task.title_key), word) == literal_column("0"),
-        func.strpos(func.coalesce(col(Task.description_key), literal_column("''")), word)
-        == literal_column("0"),
+        func.strpos(col(Task.title_key), word) == _NONE,
+        func.strpos(func.coalesce(col(Task.description_key), literal_column("''")), word) == _NONE,
     )
     return [
         or_(wanted.is_(None), col(Task.status) == wanted),
@@ -257,7 +279,7 @@ def first_position(sort: Sort, order: Order) -> list[Any]:
 
 def _current_version() -> CTE:
     """Return the version of the owner's last write, or 0 if they never wrote."""
-    version = func.coalesce(func.max(col(User.version)), literal_column("0"))
+    version = func.coalesce(func.max(col(User.version)), _NONE)
     return select(version.label("version")).where(col(User.id) == _OWNER).cte("current")
 
 
@@ -302,21 +324,45 @@ def add_first_task() -> Statement:
     return add_task().after(begin_owner())
 
 
-@cache
 def change_task(fields: frozenset[str], terms: Terms = PLAIN) -> Statement:
-    """Set these columns and keep the others. If no value differs, `updated_at` stays."""
+    """Set these columns and keep the others. If no value differs, `updated_at` stays.
+
+    On other terms than the plain ones there is a single statement for all columns, because each
+    prepared statement costs memory on every connection.
+    """
+    return _change_columns(fields) if terms == PLAIN else change_any(terms)
+
+
+@cache
+def _change_columns(fields: frozenset[str]) -> Statement:
     names = [name for name in WRITABLE if name in fields]
-    differs = or_(*(_column(name).is_distinct_from(_NEW[name]) for name in names))
-    values = {name: _NEW[name] for name in names}
-    if "status" in fields:
+    new = {name: _NEW[name] for name in names}
+    return _change("change_" + "_".join(names), _changed(new, PLAIN), PLAIN)
+
+
+@cache
+def change_any(terms: Terms) -> Statement:
+    """Set the columns for which `sets_<column>` is true."""
+    new = {
+        name: case((bindparam(f"sets_{name}", type_=Boolean()), _NEW[name]), else_=_TASK.c[name])
+        for name in WRITABLE
+    }
+    return _change("change_any", _changed(new, terms), terms)
+
+
+def _changed(new: dict[str, Any], terms: Terms) -> dict[str, Any]:
+    """Return the values of an UPDATE that sets these columns."""
+    differs = or_(*(_TASK.c[name].is_distinct_from(value) for name, value in new.items()))
+    values = dict(new)
+    if "status" in new:
         values["completed_at"] = case(
-            (_NEW["status"] != _COMPLETE, None),
+            (new["status"] != _COMPLETE, None),
             (col(Task.status) == _COMPLETE, col(Task.completed_at)),
             else_=_NEXT_UPDATE,
         )
     values["updated_at"] = case((differs, _NEXT_UPDATE), else_=col(Task.updated_at))
     values["version"] = case((differs, _writer(terms).c.version), else_=col(Task.version))
-    return _change("change_" + "_".join(names), values, terms)
+    return values
 
 
 @cache
@@ -352,8 +398,8 @@ def remove_task(terms: Terms = PLAIN) -> Statement:
 
 @cache
 def forget_answer() -> Statement:
-    """Remove the stored answer of this idempotency key if it has expired."""
-    expired = delete(Answer).where(*_SAME_KEY, col(Answer.created_at) <= _expiry())
+    """Remove what is stored under this idempotency key if it has expired."""
+    expired = delete(Answer).where(*_OF_KEY, col(Answer.created_at) <= _expiry())
     return Statement.compiled("forget_answer", expired, writes=True)
 
 
@@ -361,13 +407,42 @@ def forget_answer() -> Statement:
 def forget_answers() -> Statement:
     """Remove some of the owner's expired answers, the oldest first."""
     some = (
-        select(col(Answer.key))
+        select(col(Answer.key), col(Answer.operation))
         .where(col(Answer.user_id) == _OWNER, col(Answer.created_at) <= _expiry())
         .order_by(col(Answer.created_at))
         .limit(literal_column(str(EXPIRED_AT_ONCE)))
     )
-    forgotten = delete(Answer).where(col(Answer.user_id) == _OWNER, col(Answer.key).in_(some))
+    each = tuple_(col(Answer.key), col(Answer.operation))
+    forgotten = delete(Answer).where(col(Answer.user_id) == _OWNER, each.in_(some))
     return Statement.compiled("forget_answers", forgotten, writes=True)
+
+
+@cache
+def check_key() -> Statement:
+    """Fail with `NOTHING_WRITTEN` if the idempotency key belongs to another request."""
+    same: Any = func.count().filter(col(Answer.request_hash) == _REQUEST_HASH)
+    checked: Any = select(func.to_json(_ONE.op("/")(same))).where(*PLAIN.same_key)
+    return Statement.compiled("check_key", checked.having(func.count() > _NONE))
+
+
+@cache
+def take_versions(terms: Terms) -> Statement:
+    """Take as many versions as a batch has operations, unless it is answered already."""
+    more: Any = bindparam("more_operations", type_=BigInteger())
+    taken = update(User).where(col(User.id) == _OWNER)
+    if terms.keyed:
+        taken = taken.where(not_(select(col(Answer.key)).where(*PLAIN.same_key).exists()))
+    taken = taken.values(version=_NEXT_VERSION + more)
+    return Statement.compiled(terms.named("take_versions"), taken, writes=True)
+
+
+@cache
+def claim_key() -> Statement:
+    """Store the hash of a batch's request under its idempotency key, if the key is new."""
+    row: list[Any] = [_OWNER, _KEY, _REQUEST, _REQUEST_HASH, literal_column("''")]
+    columns = ["user_id", "key", "operation", "request_hash", "body"]
+    claimed = insert(Answer).from_select(columns, select(*row)).on_conflict_do_nothing()
+    return Statement.compiled("claim_key", claimed, writes=True)
 
 
 def _expiry() -> Any:
@@ -471,22 +546,39 @@ def _write(name: str, answer: Any, terms: Terms) -> Statement:
     A keyed write stores its answer in the same statement. If there is a stored answer already, it
     changes nothing and returns an array of the first request's hash and its answer.
     """
-    if not terms.keyed:
-        return Statement.compiled(terms.named(name), answer, writes=True)
+    rows = _stored(answer, terms) if terms.keyed else answer
+    if terms.batched:
+        return Statement.compiled(terms.named(name), _or_failure(rows), writes=True)
+    first = (begin_owner(), forget_answer()) if terms.keyed else ()
+    return Statement.compiled(terms.named(name), rows, writes=True).after(*first)
+
+
+def _stored(answer: Any, terms: Terms) -> Any:
+    """Store an answer and select it, or select the stored one."""
     given = answer.cte("given")
     (answered,) = given.c
     body = cast(answered, Text())
-    row: Any = select(_OWNER, _KEY, _REQUEST_HASH, body).select_from(given)
-    stored = insert(Answer).from_select(["user_id", "key", "request_hash", "body"], row)
+    row: list[Any] = [_OWNER, _KEY, terms.operation, _REQUEST_HASH, body]
+    columns = ["user_id", "key", "operation", "request_hash", "body"]
+    stored = insert(Answer).from_select(columns, select(*row).select_from(given))
     first: Any = select(
         func.json_build_array(
             func.encode(col(Answer.request_hash), literal_column("'hex'")), col(Answer.body)
         )
     )
-    replay = first.where(*_SAME_KEY)
-    rows: Any = select(answered).add_cte(stored.cte("stored")).union_all(replay)
-    first_statements = (begin_owner(), forget_answer())
-    return Statement.compiled(terms.named(name), rows, writes=True).after(*first_statements)
+    replay = first.where(*terms.same_key)
+    return select(answered).add_cte(stored.cte("stored")).union_all(replay)
+
+
+def _or_failure(rows: Any) -> Any:
+    """Select the rows, or fail with `NOTHING_WRITTEN` if there are none.
+
+    This rolls the batch back, without a function that Citus would have to run on another node.
+    """
+    found = rows.cte("found")
+    failure: Any = select(func.to_json(_ONE.op("/")(func.count()))).select_from(found)
+    chosen: Any = select(*found.c)
+    return chosen.union_all(failure.having(func.count() == _NONE))
 
 
 def _written(change: Any) -> Any:
@@ -495,10 +587,12 @@ def _written(change: Any) -> Any:
     return _as_json(select(*_shown(task.c)).subquery("shown"))
 
 
-def _column(name: str) -> Any:
-    return col(getattr(Task, name))
-
-
-def bind_new(values: Iterable[tuple[str, object]]) -> dict[str, object]:
+def bind_new(values: Mapping[str, object]) -> dict[str, object]:
     """Add the prefix that the statements use for new values."""
-    return {f"new_{name}": value for name, value in values}
+    return {f"new_{name}": value for name, value in values.items()}
+
+
+def bind_any(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the parameters of `change_any` that set these columns."""
+    sets = {f"sets_{name}": name in values for name in WRITABLE}
+    return sets | bind_new({**dict.fromkeys(WRITABLE), **values})

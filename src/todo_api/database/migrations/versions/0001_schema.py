@@ -99,6 +99,7 @@ def _make_tables() -> None:
         "answers",
         sa.Column("user_id", sa.Text, primary_key=True),
         sa.Column("key", sa.Text, primary_key=True),
+        sa.Column("operation", sa.Integer, primary_key=True, server_default=sa.text("0")),
         sa.Column("request_hash", sa.LargeBinary, nullable=False),
         sa.Column("body", sa.Text, nullable=False),
         _timestamp("created_at"),
@@ -174,7 +175,7 @@ def _grant() -> None:
         " UPDATE (title, title_key, description, description_key, status, priority, due_date,"
         " due_is_day, completed_at, updated_at, version)",
         "tombstones": "SELECT, INSERT (user_id, version, task_id), DELETE",
-        "answers": "SELECT, INSERT (user_id, key, request_hash, body), DELETE",
+        "answers": "SELECT, INSERT (user_id, key, operation, request_hash, body), DELETE",
         "erasures": "SELECT, INSERT (user_hash, version, tokens_from),"
         " UPDATE (version, tokens_from)",
         "restorations": "SELECT",
