@@ -13,6 +13,7 @@ from todo_api.database.address import conninfo
 from todo_api.database.connection import Command, Connection, Result
 from todo_api.database.failures import (
     CONFLICTS,
+    NOTHING_WRITTEN,
     ConnectionRefused,
     QueryFailed,
     ServerError,
@@ -111,10 +112,13 @@ class Database:
         commands = [(each, each.bind({"owner": owner, **values})) for each, values in calls]
         try:
             return (await self._run(commands, writes=True, kept=len(operations))).rows
-        except TaskNotFound as error:
-            if isinstance(error.__cause__, ServerError):
-                error.operation = error.__cause__.command - (len(calls) - len(operations))
-            raise
+        except InternalError as error:
+            failure = error.__cause__
+            if not isinstance(failure, ServerError) or failure.sqlstate != NOTHING_WRITTEN:
+                raise
+            nothing = TaskNotFound()
+            nothing.operation = failure.command - (len(calls) - len(operations))
+            raise nothing from failure
 
     async def stream(
         self, owner: str, statement: Statement, values: Mapping[str, object]

@@ -19,7 +19,6 @@ from todo_api.errors import (
     InternalError,
     ServiceUnavailable,
     StatementTimeout,
-    TaskNotFound,
     TooManyRequests,
 )
 
@@ -29,7 +28,6 @@ NOTHING_WRITTEN = "22012"
 API_ERRORS: Mapping[str, type[ApiError]] = {
     "TD401": AccountErased,  # ours, raised by begin_owner (migration 0001)
     "TD429": TooManyRequests,  # ours, raised by take_request (migration 0001)
-    NOTHING_WRITTEN: TaskNotFound,
     "57014": StatementTimeout,  # query_canceled: statement_timeout
     "55P03": StatementTimeout,  # lock_not_available: lock_timeout
     "40001": ServiceUnavailable,  # serialization_failure

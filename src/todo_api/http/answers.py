@@ -43,6 +43,7 @@ class Problem(BaseModel):
         default=None,
         description="In a batch: the number of the operation that failed, from 0.",
         examples=[2],
+        json_schema_extra={"format": "int64"},
     )
 
 

@@ -21,6 +21,7 @@ from todo_api.errors import ApiError, InvalidBatch, InvalidJson, InvalidTaskId, 
 from todo_api.tasks.fields import BY_NAME, MAXIMUM_ID
 from todo_api.tasks.owned_tasks import Operation
 from todo_api.tasks.schemas import (
+    COMPLETED_TASK,
     SHOWN_NAME_LENGTH,
     AnswerModel,
     NewTask,
@@ -60,6 +61,10 @@ def _version(given: object) -> object:
     return given
 
 
+def _op(name: str) -> Any:
+    return Field(description="What to do.", examples=[name])
+
+
 class _Operation(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -68,19 +73,20 @@ class _Operation(BaseModel):
         raise NotImplementedError
 
 
+_POSITIVE = WithJsonSchema({"type": "integer", "format": "int64", "minimum": 1})
+
+
 class _OnTask(_Operation):
-    id: int = Field(
+    id: Annotated[int, _POSITIVE] = Field(
+        ge=1, le=MAXIMUM_ID, description="The task's `id`.", examples=[BY_NAME["id"].example]
+    )
+    if_match: Annotated[int | None, BeforeValidator(_version), _POSITIVE] = Field(
+        default=None,
         ge=1,
         le=MAXIMUM_ID,
-        description="The task's `id`.",
-        examples=[BY_NAME["id"].example],
-        json_schema_extra={"format": "int64"},
+        description="Only if the task has this `version`.",
+        examples=[7],
     )
-    if_match: Annotated[
-        int | None,
-        BeforeValidator(_version),
-        WithJsonSchema({"type": "integer", "format": "int64", "minimum": 1, "examples": [7]}),
-    ] = Field(default=None, ge=1, le=MAXIMUM_ID, description="Only if the task has this `version`.")
 
     def write(self) -> Operation:
         """Return what the operation writes."""
@@ -95,8 +101,10 @@ class _OnTask(_Operation):
 class CreateOperation(_Operation):
     """Create a task."""
 
-    op: Literal["create"]
-    task: Annotated[NewTask, BeforeValidator(_new_task)]
+    op: Literal["create"] = _op("create")
+    task: Annotated[NewTask, BeforeValidator(_new_task)] = Field(
+        description="The new task.", examples=[{"title": "Buy groceries"}]
+    )
 
     def write(self) -> Operation:
         """Return what the operation writes."""
@@ -106,8 +114,10 @@ class CreateOperation(_Operation):
 class UpdateOperation(_OnTask):
     """Change the fields of a task that are present."""
 
-    op: Literal["update"]
-    task: Annotated[TaskChange, BeforeValidator(_change)]
+    op: Literal["update"] = _op("update")
+    task: Annotated[TaskChange, BeforeValidator(_change)] = Field(
+        description="The fields to change.", examples=[{"priority": "high"}]
+    )
 
     def values(self) -> dict[str, object]:
         """Return the columns of the change."""
@@ -118,7 +128,7 @@ class UpdateOperation(_OnTask):
 class CompleteOperation(_OnTask):
     """Complete a task."""
 
-    op: Literal["complete"]
+    op: Literal["complete"] = _op("complete")
 
     def values(self) -> dict[str, object]:
         """Return the new status."""
@@ -128,7 +138,7 @@ class CompleteOperation(_OnTask):
 class ReopenOperation(_OnTask):
     """Set a task incomplete."""
 
-    op: Literal["reopen"]
+    op: Literal["reopen"] = _op("reopen")
 
     def values(self) -> dict[str, object]:
         """Return the new status."""
@@ -138,7 +148,7 @@ class ReopenOperation(_OnTask):
 class DeleteOperation(_OnTask):
     """Delete a task."""
 
-    op: Literal["delete"]
+    op: Literal["delete"] = _op("delete")
 
 
 BatchOperation = Annotated[
@@ -147,50 +157,56 @@ BatchOperation = Annotated[
 ]
 
 
+_OPERATIONS: list[Any] = [
+    {"op": "create", "task": {"title": "Buy groceries"}},
+    {"op": "complete", "id": BY_NAME["id"].example, "if_match": 7},
+]
+
+
 class Batch(BaseModel):
     """Operations that are carried out in order, all of them or none."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "operations": [
-                        {"op": "create", "task": {"title": "Buy groceries"}},
-                        {"op": "complete", "id": BY_NAME["id"].example},
-                    ]
-                }
-            ]
-        },
+        extra="forbid", json_schema_extra={"examples": [{"operations": _OPERATIONS}]}
     )
 
-    operations: list[BatchOperation] = Field(min_length=1, max_length=MAXIMUM_OPERATIONS)
+    operations: list[BatchOperation] = Field(
+        min_length=1,
+        max_length=MAXIMUM_OPERATIONS,
+        description="What to do, one after another.",
+        examples=[_OPERATIONS],
+    )
 
     def writes(self) -> list[Operation]:
         """Return what each operation writes."""
         return [each.write() for each in self.operations]
 
 
+_RESULTS: list[Any] = [{"task": COMPLETED_TASK}, {"deleted": 43}]
+
+
 class WrittenTask(AnswerModel):
     """The result of an operation that wrote a task."""
 
-    task: Task
+    task: Task = Field(description="The task after the operation.", examples=[COMPLETED_TASK])
 
 
 class DeletedTask(AnswerModel):
     """The result of an operation that deleted a task."""
 
     deleted: int = Field(
-        description="The `id` of the task.",
-        examples=[BY_NAME["id"].example],
-        json_schema_extra={"format": "int64"},
+        description="The `id` of the task.", examples=[43], json_schema_extra={"format": "int64"}
     )
 
 
 class BatchAnswer(AnswerModel):
-    """The results of a batch, in the order of its operations."""
+    """The results of a batch."""
 
-    results: list[WrittenTask | DeletedTask]
+    model_config = ConfigDict(json_schema_extra={"examples": [{"results": _RESULTS}]})
+
+    results: list[WrittenTask | DeletedTask] = Field(
+        description="One for each operation, in the same order.", examples=[_RESULTS]
+    )
 
 
 _OPERATION: TypeAdapter[Any] = TypeAdapter(BatchOperation)

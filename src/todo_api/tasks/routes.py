@@ -27,7 +27,7 @@ from todo_api.http.openapi import error_responses, references
 from todo_api.http.routing import PrivateRoute, Reads
 from todo_api.tasks import schemas
 from todo_api.tasks.batch import BATCH_BYTES, Batch, BatchAnswer, read_batch
-from todo_api.tasks.fields import BY_NAME, FIELDS, MAXIMUM_ID
+from todo_api.tasks.fields import BY_NAME, MAXIMUM_ID
 from todo_api.tasks.owned_tasks import Condition, OwnedTasks, Retry, version_of
 from todo_api.tasks.query import cursor_after, next_link, read_task_query
 
@@ -370,15 +370,6 @@ _OPERATIONS = (
         tag="account",
     ),
 )
-_COMPLETED = {
-    **{field.name: field.example for field in FIELDS},
-    "status": "complete",
-    "completed": True,
-    "version": 8,
-    **dict.fromkeys(("completed_at", "updated_at"), "2026-11-22T08:15:00.000000Z"),
-}
-"""The example of a task that is done."""
-
 _USER_ID = {
     "name": "user_id",
     "in": "path",
@@ -455,7 +446,7 @@ def _responses(path: str, operation: _Operation) -> dict[int | str, dict[str, An
     responses = error_responses(*(status for status, can_be in possible.items() if can_be))
     success: dict[str, Any] = {"headers": references(_headers(operation))}
     if operation.path.endswith(("/complete", "/status")):
-        success["content"] = {"application/json": {"example": _COMPLETED}}
+        success["content"] = {"application/json": {"example": schemas.COMPLETED_TASK}}
     responses[operation.status] = success
     if operation.method == "GET":
         unchanged = {"description": "The `ETag` is still one of those sent in `If-None-Match`."}

@@ -246,6 +246,15 @@ class Task(
     )
 
 
+COMPLETED_TASK: dict[str, Any] = {
+    **{field.name: field.example for field in FIELDS},
+    "status": "complete",
+    "completed": True,
+    "version": 8,
+    **dict.fromkeys(("completed_at", "updated_at"), "2026-11-22T08:15:00.000000Z"),
+}
+"""The example of a task that is done."""
+
 Body = TypeVar("Body", bound=BaseModel)
 
 
