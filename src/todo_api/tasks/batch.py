@@ -37,6 +37,10 @@ BATCH_BYTES = 1_048_576
 """The most bytes of the body of a batch."""
 
 
+EXACT_FLOATS = 2**53
+"""Below this, a float stands for one integer (RFC 8259, section 6)."""
+
+
 def _new_task(given: object) -> NewTask:
     return read(NewTask, _object(given))
 
@@ -54,11 +58,18 @@ def _object(given: object) -> dict[str, Any]:
     return given
 
 
+def _integer(given: object) -> object:
+    """Accept `7.0`, which JSON Schema calls an integer, where a float is exact."""
+    if isinstance(given, float) and given.is_integer() and abs(given) < EXACT_FLOATS:
+        return int(given)
+    return given
+
+
 def _version(given: object) -> object:
     """Refuse null, which may be a version that a client has lost."""
     if given is None:
         raise PydanticCustomError("no_version", "")
-    return given
+    return _integer(given)
 
 
 def _op(name: str) -> Any:
@@ -77,7 +88,7 @@ _POSITIVE = WithJsonSchema({"type": "integer", "format": "int64", "minimum": 1})
 
 
 class _OnTask(_Operation):
-    id: Annotated[int, _POSITIVE] = Field(
+    id: Annotated[int, BeforeValidator(_integer), _POSITIVE] = Field(
         ge=1, le=MAXIMUM_ID, description="The task's `id`.", examples=[BY_NAME["id"].example]
     )
     if_match: Annotated[int | None, BeforeValidator(_version), _POSITIVE] = Field(
