@@ -26,7 +26,7 @@ def load(url: str, tasks_per_user: int, users: int = USERS) -> None:
         while connection.execute(busy).fetchone() is not None:
             time.sleep(0.05)
         connection.execute("SET session_replication_role = replica")  # faster without foreign keys
-        connection.execute("TRUNCATE users, tasks, tombstones, erasures RESTART IDENTITY")
+        connection.execute("TRUNCATE users, tasks, tombstones, erasures, answers RESTART IDENTITY")
         connection.execute(
             "INSERT INTO users (id, version)"
             " SELECT 'user' || n, 1 FROM generate_series(0, %s) AS n",

@@ -3,15 +3,16 @@
 It has the same endpoints, tables and tokens as ours, but no row security. `run.py` starts it.
 """
 
+import hashlib
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Annotated
 
 import jwt
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, Header, HTTPException, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, computed_field
+from pydantic import BaseModel, TypeAdapter, computed_field
 from sqlalchemy import BigInteger, DateTime, Identity
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import Field, SQLModel, col, select
@@ -125,6 +126,18 @@ async def list_tasks(session: SessionDep, user_id: CurrentUser) -> list[Task]:
         .order_by(col(Task.created_at).desc(), col(Task.id).desc())
     )
     return list(tasks.all())
+
+
+@app.get("/api/conditional")
+async def list_if_changed(
+    session: SessionDep, user_id: CurrentUser, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
+    tasks = [TaskPublic.model_validate(task) for task in await list_tasks(session, user_id)]
+    body = TypeAdapter(list[TaskPublic]).dump_json(tasks)
+    headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+    if headers["ETag"] == if_none_match:
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
 
 
 @app.post("/api/tasks", response_model=TaskPublic, status_code=201)

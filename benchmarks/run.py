@@ -1,4 +1,4 @@
-"""`make bench`: put the same load on each server in turn, and write four tables."""
+"""`make bench`: put the same load on each server in turn, and write five tables."""
 
 import argparse
 import os
@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import comparison
 import data
+import features
 import large_list
 import psutil
 import psycopg
@@ -75,6 +76,7 @@ def main() -> None:
         "rate": rate.section,
         "workers": workers.section,
         "list": large_list.section,
+        "features": features.section,
     }
     parser.add_argument("--table", action="append", choices=tables, help="print only this table")
     parser.add_argument("--report", type=Path, default=REPORT, help="file for all tables")
