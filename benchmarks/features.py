@@ -1,23 +1,26 @@
-"""The fifth table: the cost of the opt-in features, one request after another."""
+"""The fifth table: the cost of the opt-in features."""
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from http.client import HTTPConnection
+from secrets import token_hex
 from statistics import median
 from urllib.parse import urlsplit
 
 import data
 import psutil
+from load import CONNECTIONS
 from measuring import Bench, cpu_seconds
 from servers import IDIOMATIC, OURS, Server, running
 
 LONG = 10_000
 INTRODUCTION = f"""## Features
 
-One user's requests, one after another. CPU is of the server and of PostgreSQL together. The\
+One user's requests, {CONNECTIONS} at once. CPU is of the server and of PostgreSQL together. The\
  conditional list of
 *idiomatic* is a hash of its own body, as in FastAPI's usual middlewares. The long list has\
  {LONG:,} tasks.
@@ -29,30 +32,39 @@ One user's requests, one after another. CPU is of the server and of PostgreSQL t
 
 @dataclass(frozen=True)
 class Client:
-    """A signed-in user on one connection."""
+    """A signed-in user with several connections."""
 
-    connection: HTTPConnection
+    connections: Sequence[HTTPConnection]
     token: str
 
     def send(
-        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
-    ) -> tuple[int, Mapping[str, str]]:
-        """Send a request, read the answer, and return its status and header fields."""
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        keyed: bool = False,
+    ) -> str:
+        """Send a request on each connection, read the answers, and return the tag of the last."""
         sent = {"Authorization": f"Bearer {self.token}", **(headers or {})}
         if body is not None:
             sent["Content-Type"] = "application/json"
-        self.connection.request(method, path, body and json.dumps(body), sent)
-        answer = self.connection.getresponse()
-        answer.read()
-        if answer.status >= 400:  # noqa: PLR2004  an error
-            raise RuntimeError(f"{method} {path}: {answer.status}")
-        return answer.status, dict(answer.headers)
+        for connection in self.connections:
+            if keyed:
+                sent["Idempotency-Key"] = token_hex()
+            connection.request(method, path, body and json.dumps(body), sent)
+        for connection in self.connections:
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status >= HTTPStatus.BAD_REQUEST:
+                raise RuntimeError(f"{method} {path}: {answer.status}")
+        return answer.headers.get("ETag", "")
 
     def refresh(self, path: str) -> Callable[[], object]:
         """Return a request for what has not changed since now."""
-        _, headers = self.send("GET", path)
-        tag = {"If-None-Match": headers["ETag" if "ETag" in headers else "etag"]}
-        return partial(self.send, "GET", path, headers=tag)
+        tag = self.send("GET", path)
+        return partial(self.send, "GET", path, headers={"If-None-Match": tag})
 
 
 def section(bench: Bench) -> str:
@@ -63,11 +75,12 @@ def section(bench: Bench) -> str:
 def rows(bench: Bench) -> Iterator[str]:
     """Measure each request on each server."""
     for server in (OURS, IDIOMATIC):
-        with running(server, bench.url) as (process, address):
+        with running(server, bench.url, 2 * CONNECTIONS) as (process, address):
             for count in (data.TASKS_PER_USER["list"], LONG):
                 data.load(bench.url, count, users=1)
                 token = bench.tokens.read_text().split()[0]
-                client = Client(HTTPConnection(urlsplit(address).netloc), token)
+                host = urlsplit(address).netloc
+                client = Client([HTTPConnection(host) for _ in range(CONNECTIONS)], token)
                 for name, request in requests(server, client, count).items():
                     yield f"| {server.name} | {name} | {cost(bench, process, request):,.0f} |"
 
@@ -89,9 +102,7 @@ def requests(server: Server, client: Client, count: int) -> Mapping[str, Callabl
     return both | {
         "one task": partial(client.send, "GET", f"/api/tasks/{data.FIRST_ID}"),
         "create": create,
-        "create with a key": lambda: client.send(
-            "POST", "/api/tasks", task, {"Idempotency-Key": str(time.perf_counter_ns())}
-        ),
+        "create with a key": partial(client.send, "POST", "/api/tasks", task, keyed=True),
         "batch of 100 creations": partial(client.send, "POST", "/api/tasks/batch", operations),
     }
 
@@ -110,5 +121,5 @@ def one_round(bench: Bench, server: psutil.Process, request: Callable[[], object
     count = 0
     while time.monotonic() < deadline:
         request()
-        count += 1
+        count += CONNECTIONS
     return (cpu_seconds(server) + cpu_seconds(bench.postgres) - before) / count * 1e6

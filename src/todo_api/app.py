@@ -33,6 +33,7 @@ from todo_api.http.tracing import hide_target
 from todo_api.settings import Settings, origin_of
 from todo_api.tasks.owned_tasks import KnownOwners, OwnedTasks
 from todo_api.tasks.routes import bearer, task_router
+from todo_api.tasks.waiting import Waiters
 
 if TYPE_CHECKING:
     from todo_api.http.metrics import Metrics
@@ -155,6 +156,7 @@ def create_app(settings: Settings, database_url: str) -> Application:
         database=database,
         known_owners=KnownOwners(),
         issuer_ahead=partial(_issuer_ahead, settings, key_set),
+        waiters=Waiters(database.versions),
     )
     app.serve(task_router(authenticator, open_tasks))
     app.serve(health_router(partial(_not_ready, database, key_set)))

@@ -20,6 +20,7 @@ One handler (`todo_api.http.answers`) answers them all. This module imports noth
     ├── NotFound                 404
     │   └── TaskNotFound         404, unused or another user's: the same answer
     ├── MethodNotAllowed         405
+    ├── CursorExpired            410
     ├── TaskChanged              412
     ├── BodyTooLarge             413
     ├── UriTooLong               414
@@ -27,11 +28,13 @@ One handler (`todo_api.http.answers`) answers them all. This module imports noth
     ├── IdempotencyKeyReused     422
     ├── HeaderFieldsTooLarge     431
     ├── TooManyRequests          429
+    ├── TooManyWaiting           429
     ├── RaisedError              the status of an `HTTPException`
     ├── InternalError            500
     │   └── DatabaseUnreachable  500
     └── ServiceUnavailable       503
         ├── Overloaded           503, too many requests at once
+        ├── WaitingIsFull        503
         ├── RequestTimeout       503
         ├── ShuttingDown         503
         ├── DatabaseBusy         503, no free connection in time
@@ -235,6 +238,14 @@ class TaskNotFound(NotFound):
     message = "Task not found"
 
 
+class CursorExpired(ApiError):
+    """The client's copy cannot be brought up to date any more. It has to start over."""
+
+    status_code = 410
+    code = "cursor_expired"
+    message = "The cursor is too old, or from before an erasure: start over, without since"
+
+
 class TaskChanged(ApiError):
     """The task has another version than `If-Match` names. The client gets the current one."""
 
@@ -315,6 +326,15 @@ class TooManyRequests(ApiError):
         self.headers = {"Retry-After": str(wait)}
 
 
+class TooManyWaiting(ApiError):
+    """This user has too many requests that wait for changes."""
+
+    status_code = 429
+    code = "too_many_waiting"
+    message = "Too many requests wait for changes: end one of them, or ask without wait"
+    headers: Mapping[str, str] = {"Retry-After": "1"}
+
+
 class RaisedError(ApiError):
     """An `HTTPException` of a route that somebody added to the service."""
 
@@ -353,6 +373,12 @@ class Overloaded(ServiceUnavailable):
     """This process has as many requests in flight as it accepts."""
 
     code = "overloaded"
+
+
+class WaitingIsFull(ServiceUnavailable):
+    """As many requests of this process wait for changes as it accepts. Ask without `wait`."""
+
+    code = "waiting_is_full"
 
 
 class RequestTimeout(ServiceUnavailable):

@@ -24,6 +24,10 @@ async def _await(message: Awaitable[Message]) -> Message:
     return await message
 
 
+async def _wait(event: Awaitable[bool]) -> bool:
+    return await event
+
+
 @dataclass(slots=True)
 class RequestContext:
     """The one object of ours in an ASGI scope. HTTP, authentication and logs share it."""
@@ -52,6 +56,10 @@ class RequestContext:
     rate_limit_headers: Sequence[tuple[bytes, bytes]] = ()
     await_body: Callable[[Awaitable[Message]], Awaitable[Message]] = _await
     """Awaits a part of the body that has not arrived yet."""
+    step_aside: Callable[[Awaitable[bool]], Awaitable[bool]] = _wait
+    """Awaits an event of other requests, without a place among those in flight."""
+    on_shutdown: Callable[[], None] | None = None
+    """Called when the server begins to shut down. A request that waits ends its wait."""
 
     @classmethod
     def of(cls, scope: Scope) -> Self:

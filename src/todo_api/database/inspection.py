@@ -57,9 +57,9 @@ PRIVILEGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "DELETE": (),
     },
     "users": {
-        "SELECT": ("id", "version", "tokens_from"),
-        "INSERT": ("id", "email", "version"),
-        "UPDATE": ("version", "tokens_from"),
+        "SELECT": ("id", "version", "changes_from", "tokens_from"),
+        "INSERT": ("id", "email", "version", "changes_from"),
+        "UPDATE": ("version", "changes_from", "tokens_from"),
         "DELETE": (),
     },
 }
@@ -70,6 +70,7 @@ FUNCTIONS = (
     "name_owner(text)",
     "plan_once()",
     "take_request(text,integer)",
+    "versions_of(text[])",
 )
 """The functions that requests call."""
 

@@ -21,9 +21,9 @@ _KNOWN = (
     "SELECT max(version) FROM restorations",
 )
 _LIFT = (
-    "UPDATE users SET version = %s",
-    "UPDATE erasures SET version = %s",
-    "INSERT INTO restorations (version) VALUES (%s)",  # for users who are not in the backup
+    "UPDATE users SET version = %(floor)s, changes_from = %(floor)s",
+    "UPDATE erasures SET version = %(floor)s",
+    "INSERT INTO restorations (version) VALUES (%(floor)s)",  # for users who are not in the backup
 )
 
 
@@ -39,7 +39,7 @@ def lift_versions(url: str) -> int:
             connection.execute("SET LOCAL statement_timeout = 0")  # one UPDATE of every user
             known = [connection.execute(query).fetchall()[0][0] or 0 for query in _KNOWN]
             floor = max(int(time.time() * 1000), *known) + MARGIN
-            users, *_ = [connection.execute(statement, [floor]) for statement in _LIFT]
+            users, *_ = [connection.execute(statement, {"floor": floor}) for statement in _LIFT]
             return users.rowcount
     except psycopg.Error as error:
         why = error.sqlstate or reason(error)

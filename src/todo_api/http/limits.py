@@ -48,6 +48,35 @@ class _Slot:
         return message
 
 
+class _Deadline:
+    """Cancels the task that made it, after so many seconds from its last start."""
+
+    __slots__ = ("_expired", "_seconds", "_task", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._timer: asyncio.TimerHandle | None = None
+        self._expired = False
+
+    def start(self) -> None:
+        """Start the clock anew."""
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+
+    def stop(self) -> None:
+        """Stop the clock."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def has_cancelled(self) -> bool:
+        """Take back the cancellation. Return whether nothing else has cancelled the task."""
+        return self._expired and not self._task.uncancel()
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()
+
+
 class Limits:
     """Limits the requests in flight, refuses excess requests, and ends slow ones.
 
@@ -76,24 +105,26 @@ class Limits:
         if not scope["raw_path"].startswith(b"/api/"):
             await self._app(scope, receive, send)
             return
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        expired = False
+        context = RequestContext.of(scope)
+        slot, deadline = _Slot(self._limiter), _Deadline(self._seconds)
 
-        def expire() -> None:
-            nonlocal expired
-            expired = True
-            task.cancel()
+        async def step_aside(event: Awaitable[bool]) -> bool:
+            slot.release()
+            deadline.stop()
+            happened = await event
+            deadline.start()
+            await slot.acquire()
+            return happened
 
-        slot = _Slot(self._limiter)
-        RequestContext.of(scope).await_body = slot.await_body
-        deadline = asyncio.get_running_loop().call_later(self._seconds, expire)
+        context.await_body, context.step_aside = slot.await_body, step_aside
+        deadline.start()
         try:
             await slot.acquire()
             await self._app(scope, receive, send)
         except CancelledError:
-            if not expired or task.uncancel():  # something else has cancelled the task (as well)
+            if not deadline.has_cancelled():
                 raise
             raise RequestTimeout from None
         finally:
-            deadline.cancel()
+            deadline.stop()
             slot.release()

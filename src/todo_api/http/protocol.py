@@ -281,6 +281,13 @@ class StrictProtocol(HttpToolsProtocol):
             exchange.disconnected = True
             exchange.message_event.set()
 
+    def shutdown(self) -> None:
+        """Finish the requests in flight, and end the waits of those that only wait."""
+        super().shutdown()
+        for exchange in self._unanswered:
+            if exchange.context.on_shutdown:
+                exchange.context.on_shutdown()
+
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection."""
         super().timeout_keep_alive_handler()

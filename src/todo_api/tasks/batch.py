@@ -25,8 +25,8 @@ from todo_api.tasks.schemas import (
     SHOWN_NAME_LENGTH,
     AnswerModel,
     NewTask,
-    Task,
     TaskChange,
+    WrittenTask,
     read,
 )
 
@@ -194,12 +194,6 @@ class Batch(BaseModel):
 
 
 _RESULTS: list[Any] = [{"task": COMPLETED_TASK}, {"deleted": 43}]
-
-
-class WrittenTask(AnswerModel):
-    """The result of an operation that wrote a task."""
-
-    task: Task = Field(description="The task after the operation.", examples=[COMPLETED_TASK])
 
 
 class DeletedTask(AnswerModel):

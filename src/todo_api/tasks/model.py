@@ -45,6 +45,11 @@ class User(SQLModel, table=True):
     email: str | None = Field(default=None, sa_type=Text)
     version: int = Field(sa_type=BigInteger)
     """The version of the user's last write (ADR 12). The row lock puts their writes in order."""
+    changes_from: int = Field(
+        default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": sql("0")}
+    )
+    """The least version at which a client's copy may have been begun. An older copy may have tasks
+    that went with an erasure, a restored backup or an expired tombstone (ADR 15)."""
     tokens_from: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     """Tokens issued earlier cannot write, because the account was erased before (ADR 6)."""
     created_at: datetime = Field(

@@ -21,10 +21,12 @@ from todo_api.errors import (
     TaskNotFound,
 )
 from todo_api.tasks import statements
+from todo_api.tasks.changes import ChangesPage, Cursor
 from todo_api.tasks.fields import DEFAULTS
 from todo_api.tasks.model import EMAIL_LENGTH
 from todo_api.tasks.query import direction, read_cursor, status, words
 from todo_api.tasks.schemas import TaskQuery
+from todo_api.tasks.waiting import Waiters
 
 WRITES_PER_CLEANING = 16
 """Writes in every 16th millisecond also remove expired tombstones."""
@@ -135,11 +137,13 @@ class OwnedTasks:
         database: Database,
         known_owners: KnownOwners,
         issuer_ahead: Callable[[], float],
+        waiters: Waiters,
     ) -> None:
         self.owner = owner
         self._database = database
         self._known_owners = known_owners
         self._issuer_ahead = issuer_ahead
+        self.waiters = waiters
 
     async def list(self, query: TaskQuery, known: int | None = None) -> TaskList:
         """Return the version of the list and its tasks. A `known` version has no tasks."""
@@ -174,6 +178,24 @@ class OwnedTasks:
         version, *tasks = rows
         total = int(tasks.pop(0)) if query.count and tasks else None
         return TaskList(int(version), tasks, rest, total)
+
+    async def changes(self, since: Cursor, limit: int, *, again: bool = False) -> ChangesPage:
+        """Return what has changed since a cursor. Raises `CursorExpired`.
+
+        With `again`, the request has asked before.
+        """
+        values = {"since": since.position, "limit": limit + 1}
+        head, *rows = await self._database.run(
+            self.owner.id, statements.find_changes(), values, continues=again
+        )
+        version, changes_from = jiter.from_json(head)
+        since.check(version, changes_from)
+        has_more = len(rows) > limit
+        shown = rows[:limit]
+        if not has_more:
+            return ChangesPage(shown, Cursor(version, version), has_more)
+        begun = since.begun if since.position else version
+        return ChangesPage(shown, Cursor(version_of(shown[-1]), begun), has_more)
 
     async def get(self, task_id: int) -> bytes:
         """Return one task."""
@@ -241,6 +263,7 @@ class OwnedTasks:
             rows = await self._explained(write)
         except TaskNotFound as error:
             raise await self._why_refused(operations, error.operation or 0) from error
+        self.waiters.wake(self.owner.id)
         return retry.unpack(rows) if retry else rows
 
     @staticmethod
@@ -341,6 +364,7 @@ class OwnedTasks:
         if cleaning := _cleaning(now):
             statement = statement.after(*statement.first, *cleaning)
         rows = await self._database.run(self.owner.id, statement, given, continues=continues)
+        self.waiters.wake(self.owner.id)
         return retry.unpack(rows) if retry else rows
 
     def _common(self, now: int, retry: Retry | None) -> dict[str, object]:

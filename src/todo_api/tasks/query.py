@@ -120,19 +120,29 @@ _EVERYTHING = TaskQuery()
 
 async def read_task_query(request: Request) -> TaskQuery:
     """Read the parameters of a list: each at most once, and only values that are allowed."""
-    query = request.scope["query_string"]
-    if not query:
+    if not request.scope["query_string"]:
         return _EVERYTHING
-    given: dict[str, Any] = {}
-    for name, text in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if name not in _READERS:
-            raise InvalidParameter(f"Unknown query parameter. Allowed are {_and(_READERS)}")
-        if name in given:
-            raise InvalidParameter(f"The query parameter {name} must be given at most once")
-        given[name] = _READERS[name](name, text)
+    given = read_parameters(request, _READERS)
     if "cursor" in given:
         given.setdefault("limit", MAXIMUM_LIMIT)
     return TaskQuery.model_construct(**given)
+
+
+Readers = Mapping[str, Callable[[str, str], Any]]
+"""How the value of each parameter is read. A wrong one raises `InvalidParameter`."""
+
+
+def read_parameters(request: Request, readers: Readers) -> dict[str, Any]:
+    """Read the parameters that a request has. Raises `InvalidParameter`."""
+    given: dict[str, Any] = {}
+    query = request.scope["query_string"].decode("latin-1")
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        if name not in readers:
+            raise InvalidParameter(f"Unknown query parameter. Allowed are {_and(readers)}")
+        if name in given:
+            raise InvalidParameter(f"The query parameter {name} must be given at most once")
+        given[name] = readers[name](name, text)
+    return given
 
 
 def _one_of(*allowed: str) -> Callable[[str, str], str]:
@@ -144,10 +154,15 @@ def _one_of(*allowed: str) -> Callable[[str, str], str]:
     return read
 
 
-def _limit(name: str, text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,2}", text) or int(text) > MAXIMUM_LIMIT:
-        raise _invalid(name, f"a number from 1 to {MAXIMUM_LIMIT}")
-    return int(text)
+def number_to(maximum: int) -> Callable[[str, str], int]:
+    """Return a reader of whole numbers from 1 to at most 999."""
+
+    def read(name: str, text: str) -> int:
+        if not re.fullmatch("[1-9][0-9]{0,2}", text) or int(text) > maximum:
+            raise _invalid(name, f"a number from 1 to {maximum}")
+        return int(text)
+
+    return read
 
 
 def _count(name: str, text: str) -> bool:
@@ -170,7 +185,8 @@ def _moment(name: str, text: str) -> str:
     return instant.isoformat() if instant else ""
 
 
-def _text(_: str, text: str) -> str:
+def any_text(_: str, text: str) -> str:
+    """Read what is checked later."""
     return text
 
 
@@ -178,12 +194,12 @@ def _allowed(name: str) -> tuple[str, ...]:
     return get_args(TaskQuery.model_fields[name].annotation)
 
 
-_READERS: Mapping[str, Callable[[str, str], Any]] = {
+_READERS: Readers = {
     "status": _one_of(*_allowed("status")),
     "sort": _one_of(*_allowed("sort")),
     "order": _one_of("asc", "desc"),
-    "limit": _limit,
-    "cursor": _text,
+    "limit": number_to(MAXIMUM_LIMIT),
+    "cursor": any_text,
     "count": _count,
     "q": _search,
     "priority": _one_of(*PRIORITIES, "none"),
@@ -191,7 +207,6 @@ _READERS: Mapping[str, Callable[[str, str], Any]] = {
     "due_from": _moment,
     "due_before": _moment,
 }
-"""How the value of each parameter is read. A wrong one raises `InvalidParameter`."""
 
 
 def _invalid(name: str, allowed: str) -> InvalidParameter:

@@ -4,8 +4,10 @@ A handler's annotations say what it needs and how that is read. FastAPI makes th
 from the same signature.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from http import HTTPStatus
@@ -25,11 +27,14 @@ from todo_api.http.body import JSON, MAXIMUM_BYTES, MERGE_PATCH, read_body, read
 from todo_api.http.conditional import EntityTags, read_entity_tags, read_idempotency_key
 from todo_api.http.openapi import error_responses, references
 from todo_api.http.routing import PrivateRoute, Reads
-from todo_api.tasks import schemas
+from todo_api.request_context import RequestContext
+from todo_api.tasks import changes, schemas
 from todo_api.tasks.batch import BATCH_BYTES, Batch, BatchAnswer, read_batch
+from todo_api.tasks.changes import Changes, Cursor
 from todo_api.tasks.fields import BY_NAME, MAXIMUM_ID
 from todo_api.tasks.owned_tasks import Condition, OwnedTasks, Retry, version_of
 from todo_api.tasks.query import cursor_after, next_link, read_task_query
+from todo_api.tasks.waiting import Waiter
 
 REVALIDATED = {"Cache-Control": "private, no-cache"}
 """Lets a browser keep an answer, and ask each time whether it is still true."""
@@ -134,6 +139,7 @@ IdempotencyKey = Annotated[
     Reads(_read_retry),
 ]
 TaskQuery = Annotated[schemas.TaskQuery, Query(), Reads(read_task_query)]
+ChangesQuery = Annotated[changes.ChangesQuery, Query(), Reads(changes.read_changes_query)]
 NewTask = Annotated[schemas.NewTask, Body(), Reads(_read_new_task)]
 TaskChange = Annotated[schemas.TaskChange, Body(), Reads(_read_change)]
 BatchBody = Annotated[Batch, Body(), Reads(_read_batch)]
@@ -181,6 +187,50 @@ async def create_task(
     created = await tasks.add(task.values(), retry)
     location = f"{request.scope['raw_path'].decode('latin-1')}/{jiter.from_json(created)['id']}"
     return _task_answer(created, 201, {"Location": location, **_replayed(retry)})
+
+
+async def list_changes(tasks: Tasks, query: ChangesQuery, request: Request) -> Response:
+    """List what was created, changed or deleted since a cursor, and wait for it if asked."""
+    since = Cursor.read(query.since, tasks.owner.id)
+    if query.wait is None:
+        page = await tasks.changes(since, query.limit)
+    else:
+        page = await _await_changes(tasks, since, query, request)
+    return json_answer(page.shown(tasks.owner.id))
+
+
+async def _await_changes(
+    tasks: OwnedTasks, since: Cursor, query: changes.ChangesQuery, request: Request
+) -> changes.ChangesPage:
+    """Return the changes as soon as there are any, or none when the time is up."""
+    context = RequestContext.of(request.scope)
+    with tasks.waiters.joined(tasks.owner.id) as waiter, _ended_early(waiter, request, query.wait):
+        page = await tasks.changes(since, query.limit)
+        while not page.rows:
+            waiter.version = page.cursor.position
+            if not await context.step_aside(waiter.wait()):
+                break
+            page = await tasks.changes(page.cursor, query.limit, again=True)
+        return page
+
+
+@contextmanager
+def _ended_early(waiter: Waiter, request: Request, seconds: int | None) -> Iterator[None]:
+    """End a wait after so many seconds, when the client leaves, and at shutdown."""
+    timer = asyncio.get_running_loop().call_later(seconds or 0, waiter.end)
+    leaving = asyncio.create_task(_until_client_leaves(request))
+    leaving.add_done_callback(lambda _: waiter.end())
+    RequestContext.of(request.scope).on_shutdown = waiter.end
+    try:
+        yield
+    finally:
+        timer.cancel()
+        leaving.cancel()
+
+
+async def _until_client_leaves(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def get_task(tasks: Tasks, task_id: TaskId, if_none_match: IfNoneMatch = None) -> Response:
@@ -323,6 +373,13 @@ _OPERATIONS = (
         answer=BatchAnswer,
     ),
     _Operation(
+        *("GET", "/tasks/changes", list_changes, list_changes, "list_changes"),
+        "List the changes to the tasks of the token's user",
+        "List the changes to the tasks of the user in the path",
+        "The changes; an empty array if there are none.",
+        answer=Changes,
+    ),
+    _Operation(
         *("GET", "/tasks/{id}", get_task, get_task, "get_task"),
         "Show a task of the token's user",
         "Show a task of the user in the path",
@@ -435,6 +492,7 @@ def _responses(path: str, operation: _Operation) -> dict[int | str, dict[str, An
         401: True,
         403: "{user_id}" in path,
         404: names_task,
+        410: operation.answer is Changes,
         412: names_task and operation.method != "GET",
         413: has_body,
         415: has_body,
@@ -448,7 +506,7 @@ def _responses(path: str, operation: _Operation) -> dict[int | str, dict[str, An
     if operation.path.endswith(("/complete", "/status")):
         success["content"] = {"application/json": {"example": schemas.COMPLETED_TASK}}
     responses[operation.status] = success
-    if operation.method == "GET":
+    if operation.method == "GET" and operation.answer is not Changes:
         unchanged = {"description": "The `ETag` is still one of those sent in `If-None-Match`."}
         responses[304] = unchanged | {"headers": references(["ETag"])}
     return responses
@@ -456,7 +514,7 @@ def _responses(path: str, operation: _Operation) -> dict[int | str, dict[str, An
 
 def _headers(operation: _Operation) -> Iterator[str]:
     """Name the header fields of an operation's success, beside those of every answer."""
-    if operation.answer not in {None, BatchAnswer}:
+    if operation.answer not in {None, BatchAnswer, Changes}:
         yield "ETag"
     if operation.status == HTTPStatus.CREATED:
         yield "Location"

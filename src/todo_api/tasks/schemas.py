@@ -255,6 +255,13 @@ COMPLETED_TASK: dict[str, Any] = {
 }
 """The example of a task that is done."""
 
+
+class WrittenTask(AnswerModel):
+    """A task that was written, in a batch or in the feed of changes."""
+
+    task: Task = Field(description="The task.", examples=[COMPLETED_TASK])
+
+
 Body = TypeVar("Body", bound=BaseModel)
 
 

@@ -33,6 +33,7 @@ from sqlalchemy import (
     not_,
     or_,
     tuple_,
+    union_all,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import case, col, delete, func, select, update
@@ -302,6 +303,49 @@ def _after_version(tasks: Any, *, counts: bool = False) -> Any:
 
 
 @cache
+def find_changes() -> Statement:
+    """Select what has changed since a version: tasks in their latest state, and deletions.
+
+    The first row is an array of the owner's version, and of the version from which copies can be
+    brought up to date. If the first is `since`, PostgreSQL reads no task.
+    """
+    limit = bindparam("limit", type_=BigInteger())
+    since: Any = bindparam("since", type_=BigInteger())
+    users = _both_versions()
+    is_newer = select(users.c.version).scalar_subquery() > since
+    changed = _after(select(*_TASK.c), Task, since, is_newer, limit).subquery("changed")
+    task = select(*_shown(changed.c)).subquery("task")
+    buried = _after(select(Tombstone), Tombstone, since, is_newer, limit).subquery("buried")
+    deleted = select(buried.c.task_id.label("deleted"), buried.c.version).subquery("deletion")
+    changes = union_all(
+        select(task.c.version, _row(task)), select(deleted.c.version, _row(deleted))
+    ).subquery("change")
+    version, change = changes.c
+    page = select(change).order_by(version).limit(limit).subquery("page")
+    head: Any = select(func.json_build_array(*users.c))
+    return Statement.compiled("find_changes", head.union_all(select(*page.c)))
+
+
+def _both_versions() -> CTE:
+    """Select the owner's version and `changes_from`, or 0 and 0 if they never wrote."""
+    columns = [
+        func.coalesce(func.max(each), _NONE).label(name)
+        for name, each in (("version", User.version), ("changes_from", User.changes_from))
+    ]
+    return select(*columns).where(col(User.id) == _OWNER).cte("users_versions")
+
+
+def _after(rows: Any, table: Any, since: Any, is_newer: Any, limit: Any) -> Any:
+    """Select the first of the owner's rows that are later than a version."""
+    mine = rows.where(col(table.user_id) == _OWNER, col(table.version) > since, is_newer)
+    return mine.order_by(col(table.version)).limit(limit)
+
+
+def _row(rows: Any) -> Any:
+    return func.row_to_json(rows.table_valued()).label("json")
+
+
+@cache
 def get_task() -> Statement:
     """Select one task."""
     task = select(*_shown(_TASK.c)).where(_ITS_OWN, col(Task.id) == _TASK_ID).subquery("task")
@@ -461,12 +505,23 @@ def forget_tombstones() -> Statement:
         .order_by(col(Tombstone.version))
         .limit(literal_column(str(EXPIRED_AT_ONCE)))
     )
-    forgotten = delete(Tombstone).where(
-        col(Tombstone.user_id) == _OWNER,
-        locked.c.id == _OWNER,
-        col(Tombstone.version).in_(some),
+    forgotten = (
+        delete(Tombstone)
+        .where(
+            col(Tombstone.user_id) == _OWNER,
+            locked.c.id == _OWNER,
+            col(Tombstone.version).in_(some),
+        )
+        .returning(col(Tombstone.version))
+        .cte("forgotten")
     )
-    return Statement.compiled("forget_tombstones", forgotten, writes=True)
+    latest = select(func.max(forgotten.c.version)).scalar_subquery()
+    raised = (
+        update(User)
+        .where(col(User.id) == _OWNER, latest.is_not(None))
+        .values(changes_from=func.greatest(col(User.changes_from), latest))
+    )
+    return Statement.compiled("forget_tombstones", raised, writes=True)
 
 
 @cache

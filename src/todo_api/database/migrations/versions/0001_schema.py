@@ -41,7 +41,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop everything except the role, because another database of the cluster may use it."""
-    for function in ("take_request", "begin_owner", "plan_once", "name_owner"):
+    for function in ("versions_of", "take_request", "begin_owner", "plan_once", "name_owner"):
         op.execute(f"DROP FUNCTION {function}")
     for table in ("rate_limits", "restorations", "erasures", "answers", "tombstones"):
         op.drop_table(table)
@@ -55,6 +55,7 @@ def _make_tables() -> None:
         sa.Column("id", sa.Text, primary_key=True),
         sa.Column("email", sa.Text),
         sa.Column("version", sa.BigInteger, nullable=False),
+        sa.Column("changes_from", sa.BigInteger, nullable=False, server_default=sa.text("0")),
         sa.Column("tokens_from", sa.DateTime(timezone=True)),
         _timestamp("created_at"),
     )
@@ -167,8 +168,9 @@ def _make_role() -> None:
 def _grant() -> None:
     """Grant each column that the API reads or writes. No user can give a task to another user."""
     granted = {
-        "users": "SELECT (id, version, tokens_from), INSERT (id, email, version),"
-        " UPDATE (version, tokens_from), DELETE",
+        "users": "SELECT (id, version, changes_from, tokens_from),"
+        " INSERT (id, email, version, changes_from),"
+        " UPDATE (version, changes_from, tokens_from), DELETE",
         "tasks": "SELECT, DELETE,"
         " INSERT (user_id, title, title_key, description, description_key, status, priority,"
         " due_date, due_is_day, completed_at, version),"
@@ -211,7 +213,8 @@ def _make_functions() -> None:
             erasure erasures;
             restored bigint;
         BEGIN
-            INSERT INTO users AS u (id, email, version) VALUES (owner, address, moment)
+            INSERT INTO users AS u (id, email, version, changes_from)
+                VALUES (owner, address, moment, moment)
                 ON CONFLICT (id) DO UPDATE SET version = u.version;
             -- A join, so Citus reads the mark on the node that has the user's row.
             SELECT e.* INTO erasure FROM users AS u, erasures AS e
@@ -219,6 +222,7 @@ def _make_functions() -> None:
             SELECT max(version) INTO restored FROM restorations;
             UPDATE users AS u SET
                 version = greatest(u.version, erasure.version + 1, restored),
+                changes_from = greatest(u.changes_from, erasure.version + 1, restored),
                 tokens_from = erasure.tokens_from
                 WHERE id = owner;
             IF coalesce(to_timestamp(issued_at) < erasure.tokens_from,
@@ -258,6 +262,13 @@ def _make_functions() -> None:
         END
         $$
     """)
-    op.execute(
-        "GRANT EXECUTE ON FUNCTION name_owner, plan_once, begin_owner, take_request TO todo_member"
-    )
+    # It runs with the rights of the tables' owner, because row security shows a request only one
+    # user. It gives away versions and nothing else.
+    op.execute("""
+        CREATE FUNCTION versions_of(owners text[]) RETURNS TABLE (id text, version bigint)
+        LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT
+        AS $$ SELECT u.id, u.version FROM users AS u WHERE u.id = ANY(owners) $$
+    """)
+    op.execute("REVOKE EXECUTE ON FUNCTION versions_of FROM PUBLIC")
+    functions = "name_owner, plan_once, begin_owner, take_request, versions_of"
+    op.execute(f"GRANT EXECUTE ON FUNCTION {functions} TO todo_member")
