@@ -21,6 +21,8 @@ PUBLIC = {"/health", "/livez", "/readyz"}
 OPERATIONS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("GET", "/tasks"): None,
     ("POST", "/tasks"): {"title": "mine"},
+    ("POST", "/tasks/batch"): {"operations": [{"op": "create", "task": {"title": "mine"}}]},
+    ("GET", "/tasks/changes"): None,
     ("GET", "/tasks/{id}"): None,
     ("PUT", "/tasks/{id}"): {"title": "stolen"},
     ("DELETE", "/tasks/{id}"): None,
@@ -234,7 +236,12 @@ async def test_every_statement_names_the_owner() -> None:
         statements.toggle_task(IF_MATCH): 2,
         statements.remove_task(): 2,
         statements.remove_task(IF_MATCH): 2,
-        statements.forget_tombstones(): 3,
+        statements.forget_tombstones(): 4,
+        statements.check_key(): 1,
+        statements.take_versions(statements.Terms(keyed=True)): 2,
+        statements.change_any(statements.Terms(keyed=True, batched=True)): 4,
+        statements.add_task(statements.Terms(batched=True)): 1,
+        statements.remove_task(statements.Terms(batched=True)): 2,
         **{statements.change_task(frozenset({name})): 2 for name in WRITABLE},
         **dict.fromkeys((*statements.erase_owner().first[1:], statements.erase_owner()), 1),
     }
@@ -242,6 +249,7 @@ async def test_every_statement_names_the_owner() -> None:
         assert len(OWNER_PREDICATE.findall(statement.sql)) == tables, statement.sql
     reads = {
         statements.get_task(): 1,
+        statements.find_changes(): 3,
         statements.why_not_written(): 2,
         **{
             statements.list_tasks(status, sort, order): 2

@@ -46,7 +46,8 @@ def before_call(
     if case.meta is None or case.meta.generation.mode.is_positive:
         for name in CONDITIONAL:
             case.headers.pop(name, None)
-        (case.query or {}).pop("cursor", None)
+        for name in ("cursor", "since"):
+            (case.query or {}).pop(name, None)
 
 
 def keep_query_rules(query: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +59,8 @@ def keep_query_rules(query: dict[str, Any]) -> dict[str, Any]:
             query[name] = DUE_DATES[0]
     if "q" in query:
         query["q"] = str(query["q"])[:200]
+    if "wait" in query:
+        query["wait"] = 1
     return query
 
 

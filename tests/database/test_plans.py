@@ -35,6 +35,7 @@ STATEMENTS = {
     ],
     "find_tasks": [statements.find_tasks(sort, order) for sort, order in product(SORTS, ORDERS)],
     "get_task": [statements.get_task()],
+    "find_changes": [statements.find_changes()],
     "add_task": [
         statements.add_task(statements.Terms(keyed=keyed, batched=batched))
         for keyed, batched in product((False, True), repeat=2)
@@ -69,7 +70,7 @@ FIRST = {
         for number, value in enumerate(statements.first_position(sort, order), 1)
     }
     for sort, order in product(SORTS, ORDERS)
-}
+} | {statements.find_changes().name: {"since": 0, "limit": 50}}
 """The position before every task, for each search by its name."""
 
 
@@ -358,7 +359,9 @@ def most_pages(statement: Statement, rows: int, owned: int) -> int:
     change of a status more expensive (ADR 3). A page also looks up its owner's version.
     """
     if statement.name in {b"erase_owner", b"forget_tombstones", b"forget_answers"}:
-        return 60 + 6 * owned
+        return 60 + 8 * owned
+    if statement.name == b"find_changes":
+        return 16 + 2 * owned  # also as many tombstones
     if statement.writes:
         return 60 + 30 * statement.name.endswith(b"_keyed")  # which also stores its answer
     return 16 + (owned if statement.streamed else rows)

@@ -4,10 +4,8 @@ A handler's annotations say what it needs and how that is read. FastAPI makes th
 from the same signature.
 """
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from http import HTTPStatus
@@ -25,16 +23,15 @@ from todo_api.errors import InvalidJson, InvalidTaskId, NothingToChange
 from todo_api.http.answers import array_answer, json_answer
 from todo_api.http.body import JSON, MAXIMUM_BYTES, MERGE_PATCH, read_body, read_object
 from todo_api.http.conditional import EntityTags, read_entity_tags, read_idempotency_key
+from todo_api.http.long_poll import ended_early, step_aside
 from todo_api.http.openapi import error_responses, references
 from todo_api.http.routing import PrivateRoute, Reads
-from todo_api.request_context import RequestContext
 from todo_api.tasks import changes, schemas
 from todo_api.tasks.batch import BATCH_BYTES, Batch, BatchAnswer, read_batch
 from todo_api.tasks.changes import Changes, Cursor
 from todo_api.tasks.fields import BY_NAME, MAXIMUM_ID
 from todo_api.tasks.owned_tasks import Condition, OwnedTasks, Retry, version_of
 from todo_api.tasks.query import cursor_after, next_link, read_task_query
-from todo_api.tasks.waiting import Waiter
 
 REVALIDATED = {"Cache-Control": "private, no-cache"}
 """Lets a browser keep an answer, and ask each time whether it is still true."""
@@ -202,35 +199,18 @@ async def list_changes(tasks: Tasks, query: ChangesQuery, request: Request) -> R
 async def _await_changes(
     tasks: OwnedTasks, since: Cursor, query: changes.ChangesQuery, request: Request
 ) -> changes.ChangesPage:
-    """Return the changes as soon as there are any, or none when the time is up."""
-    context = RequestContext.of(request.scope)
-    with tasks.waiters.joined(tasks.owner.id) as waiter, _ended_early(waiter, request, query.wait):
+    """Return the changes as soon as there are any, or none when the wait ends."""
+    with (
+        tasks.waiters.joined(tasks.owner.id) as waiter,
+        ended_early(request, query.wait or 0, waiter.end),
+    ):
         page = await tasks.changes(since, query.limit)
         while not page.rows:
             waiter.version = page.cursor.position
-            if not await context.step_aside(waiter.wait()):
+            if not await step_aside(request, waiter.wait()):
                 break
             page = await tasks.changes(page.cursor, query.limit, again=True)
         return page
-
-
-@contextmanager
-def _ended_early(waiter: Waiter, request: Request, seconds: int | None) -> Iterator[None]:
-    """End a wait after so many seconds, when the client leaves, and at shutdown."""
-    timer = asyncio.get_running_loop().call_later(seconds or 0, waiter.end)
-    leaving = asyncio.create_task(_until_client_leaves(request))
-    leaving.add_done_callback(lambda _: waiter.end())
-    RequestContext.of(request.scope).on_shutdown = waiter.end
-    try:
-        yield
-    finally:
-        timer.cancel()
-        leaving.cancel()
-
-
-async def _until_client_leaves(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def get_task(tasks: Tasks, task_id: TaskId, if_none_match: IfNoneMatch = None) -> Response:
