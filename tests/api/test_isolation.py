@@ -169,7 +169,8 @@ class CarelessStatements:
             if not isinstance(made, Statement):
                 return made
             careless = without_owner_predicate(made)
-            self.stripped.append(careless.sql != made.sql)
+            if name != "begin_owner":  # a function, which gets the owner as an argument
+                self.stripped.append(careless.sql != made.sql)
             return careless
 
         return make_careless
@@ -200,7 +201,7 @@ async def test_row_security_protects_tasks_if_a_statement_forgets_the_owner(
     assert all(careless.stripped)
     assert leaked is not row_security
     if verb == "POST":
-        assert answer.json()["user_id"] == "mallory"
+        assert '"user_id":"mallory"' in answer.text
     elif row_security:
         assert answer.status_code == (404 if "{id}" in path else 204 if verb == "DELETE" else 200)
 
