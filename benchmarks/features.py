@@ -61,6 +61,14 @@ class Client:
                 raise RuntimeError(f"{method} {path}: {answer.status}")
         return answer.headers.get("ETag", "")
 
+    def cursor(self) -> str:
+        """Return the cursor of the feed of changes, at its end."""
+        self.connections[0].request(
+            "GET", "/api/tasks/changes", headers={"Authorization": f"Bearer {self.token}"}
+        )
+        cursor: str = json.loads(self.connections[0].getresponse().read())["cursor"]
+        return cursor
+
     def refresh(self, path: str) -> Callable[[], object]:
         """Return a request for what has not changed since now."""
         tag = self.send("GET", path)
@@ -98,9 +106,11 @@ def requests(server: Server, client: Client, count: int) -> Mapping[str, Callabl
         return both | {"search": partial(client.send, "GET", "/api/tasks?q=groceries+77&limit=50")}
     task = {"title": "Buy groceries", "description": "Milk and bread", "priority": "high"}
     create = partial(client.send, "POST", "/api/tasks", task)
+    cursor = client.cursor()
     operations = {"operations": [{"op": "create", "task": task}] * 100}
     return both | {
         "one task": partial(client.send, "GET", f"/api/tasks/{data.FIRST_ID}"),
+        "changes, none": partial(client.send, "GET", f"/api/tasks/changes?since={cursor}"),
         "create": create,
         "create with a key": partial(client.send, "POST", "/api/tasks", task, keyed=True),
         "batch of 100 creations": partial(client.send, "POST", "/api/tasks/batch", operations),

@@ -1,0 +1,164 @@
+"""The feed of changes on real processes: shutdown, clients that leave, another process, kills."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+
+from support.program import Program, serving
+from support.service import SECRET, bearer
+from support.waiting import wait_for
+
+PATH = "/api/tasks/changes"
+
+
+@pytest.fixture
+def variables(database_url: str) -> Mapping[str, str]:
+    return {"DATABASE_URL": database_url, "BETTER_AUTH_SECRET": SECRET, "LOG_LEVEL": "warning"}
+
+
+def call(program: Program, verb: str, path: str, **options: Any) -> httpx2.Response:
+    return httpx2.request(
+        verb, program.address + path, headers=bearer("alice"), timeout=70, **options
+    )
+
+
+def follow(program: Program, copy: dict[int, Any], since: str | None) -> str:
+    """Bring a copy up to date, and return the cursor."""
+    while True:
+        params = {"limit": "3"} | ({"since": since} if since else {})
+        answer = call(program, "GET", PATH, params=params)
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        for change in body["changes"]:
+            if "deleted" in change:
+                copy.pop(change["deleted"], None)
+            else:
+                copy[change["task"]["id"]] = change["task"]
+        since = str(body["cursor"])
+        if not body["more"]:
+            return since
+
+
+@contextmanager
+def waiting(program: Program, since: str) -> Iterator[Callable[[], httpx2.Response]]:
+    """Send a request that waits. Gives a function that returns its answer."""
+    answers: list[httpx2.Response] = []
+
+    def ask() -> None:
+        answers.append(call(program, "GET", PATH, params={"since": since, "wait": "60"}))
+
+    def answer() -> httpx2.Response:
+        thread.join(70)
+        return answers[0]
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    yield answer
+    thread.join(70)
+
+
+def until_it_waits(database_url: str) -> None:
+    """Wait until a process asks for the versions of waiting users."""
+    asked = (
+        "SELECT FROM pg_stat_activity WHERE datname = current_database()"
+        " AND query LIKE '%versions_of%' AND pid <> pg_backend_pid()"
+    )
+    with psycopg.connect(database_url, autocommit=True) as sql:
+        wait_for(lambda: sql.execute(asked).fetchone() is not None)
+
+
+def test_shutdown_ends_the_wait(
+    tmp_path: Path, variables: Mapping[str, str], database_url: str
+) -> None:
+    with serving(tmp_path, **variables) as program:
+        cursor = follow(program, {}, None)
+        with waiting(program, cursor) as answer:
+            until_it_waits(database_url)
+            assert program.stop() == 0
+            assert answer().json() == {"changes": [], "cursor": cursor, "more": False}
+
+
+def test_write_through_another_process_ends_the_wait(
+    tmp_path: Path, variables: Mapping[str, str], database_url: str
+) -> None:
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder in folders:
+        folder.mkdir()
+    with serving(folders[0], **variables) as one, serving(folders[1], **variables) as other:
+        cursor = follow(one, {}, None)
+        with waiting(one, cursor) as answer:
+            until_it_waits(database_url)
+            task = call(other, "POST", "/api/tasks", json={"title": "x"}).json()
+            assert answer().json()["changes"] == [{"task": task}]
+
+
+def test_client_that_leaves_gives_up_its_place(
+    tmp_path: Path, variables: Mapping[str, str]
+) -> None:
+    """One user has twenty places."""
+    with serving(tmp_path, **variables) as program:
+        cursor = follow(program, {}, None)
+        clients = []
+        for _ in range(20):
+            client = httpx2.Client(base_url=program.address, headers=bearer("alice"))
+            request = client.build_request("GET", PATH, params={"since": cursor, "wait": "60"})
+            thread = threading.Thread(target=_ignoring, args=(client, request), daemon=True)
+            thread.start()
+            clients.append(client)
+        full = {"since": cursor, "wait": "1"}
+        wait_for(lambda: call(program, "GET", PATH, params=full).status_code == 429)
+        for client in clients:
+            client.close()
+        wait_for(lambda: call(program, "GET", PATH, params=full).status_code == 200)
+
+
+def _ignoring(client: httpx2.Client, request: httpx2.Request) -> None:
+    try:
+        client.send(request)
+    except (httpx2.HTTPError, RuntimeError, OSError, ValueError):
+        return
+
+
+def test_follower_survives_kills(tmp_path: Path, variables: Mapping[str, str]) -> None:
+    """The program is killed in the middle of writes, again and again."""
+    copy: dict[int, Any] = {}
+    cursor: str | None = None
+    for number in range(4):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with serving(folder, **variables) as program:
+            cursor = follow(program, copy, cursor)
+            thread = threading.Thread(target=_write, args=(program, number))
+            thread.start()
+            for _ in range(3):
+                cursor = follow(program, copy, cursor)
+            program.process.kill()
+            program.process.wait()
+            thread.join()
+    with serving(tmp_path, **variables) as program:
+        follow(program, copy, cursor)
+        listed = call(program, "GET", "/api/tasks").json()
+        assert copy == {task["id"]: task for task in listed}
+        assert listed
+
+
+def _write(program: Program, number: int) -> None:
+    """Write until the program is gone."""
+    operations = [{"op": "create", "task": {"title": f"task {number}"}}] * 3
+    try:
+        for step in range(10_000):
+            results = call(
+                program, "POST", "/api/tasks/batch", json={"operations": operations}
+            ).json()["results"]
+            ids = [result["task"]["id"] for result in results]
+            call(program, "PATCH", f"/api/tasks/{ids[0]}/complete")
+            if step % 2:
+                call(program, "DELETE", f"/api/tasks/{ids[1]}")
+    except httpx2.HTTPError:
+        return
