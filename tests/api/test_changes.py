@@ -1,7 +1,6 @@
 """The feed of changes: a client that follows it has the same tasks as the server."""
 
 import asyncio
-import json
 from typing import Any
 
 import httpx2
@@ -176,7 +175,20 @@ async def test_cursor_from_before_forgotten_deletions_is_gone(
 
 @pytest.mark.parametrize(
     "cursor",
-    ["", "x", "AAAA", "=", "ä", "A" * 4000, "\0", "null", "W10", "MTIzNDU2Nzg5MDEyWzEsMV0"],
+    [
+        "",
+        "x",
+        "AAAA",
+        "=",
+        "ä",
+        "A" * 4000,
+        "\0",
+        "null",
+        "W10",
+        "0-0-00",
+        "5-5-",
+        "1-1-" + "0" * 24,
+    ],
 )
 async def test_forged_cursor_is_refused(service: Service, cursor: str) -> None:
     answer = await service.request("GET", PATHS[0], "alice", params={"since": cursor})
@@ -329,4 +341,3 @@ async def test_waiting_requests_hold_no_place_and_no_connection(service: Service
 def test_cursor_survives_the_way_through_a_client() -> None:
     cursor = Cursor(7, 8)
     assert Cursor.read(cursor.show("alice"), "alice") == cursor
-    assert json.dumps(cursor.show("alice"))[1:-1] == cursor.show("alice")

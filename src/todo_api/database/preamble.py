@@ -4,9 +4,10 @@ from todo_api.database.row_security import ROLE
 from todo_api.database.statement import Statement
 from todo_api.settings import Settings
 
+_PLAN_ONCE = "plan_once()"
 _PLAN_STREAM = (
     # If one user has many more tasks than the others, PostgreSQL would plan every list anew.
-    "plan_once()",
+    _PLAN_ONCE,
     # At the default cost of a random page the planner sorts a user's scattered rows, instead of
     # reading them in the order of an index.
     "set_config('random_page_cost', '1.1', true)",
@@ -40,14 +41,18 @@ class Preamble:
         # The server waits while a client reads a stream, for as long as the request may take.
         stream_timeouts = _set_timeouts(settings.request_timeout, settings.lock_timeout)
         stream = [*owner, *stream_timeouts, *_PLAN_STREAM, *count]
+        planned = [*owner, *(_set_timeouts(*timeouts) if role else ()), _PLAN_ONCE, *count]
         parameters = ("owner",) if role or quota else ()
         suffix = b"_counted" if quota else b""
         self._plain = _select(b"preamble" + suffix, plain, parameters) if plain else None
+        self._planned = _select(b"planned_preamble" + suffix, planned, parameters)
         self._stream = _select(b"stream_preamble" + suffix, stream, parameters)
 
     def before(self, statement: Statement) -> Statement | None:
         """Return the statement to send before this one, if any."""
-        return self._stream if statement.streamed else self._plain
+        if statement.streamed:
+            return self._stream
+        return self._planned if statement.planned_once else self._plain
 
 
 def _select(name: bytes, calls: list[str], parameters: tuple[str, ...] = ()) -> Statement:

@@ -27,6 +27,9 @@ class Statement:
     after its connection broke."""
     streamed: bool = False
     """Whether the number of rows has no limit, so they are read in batches."""
+    planned_once: bool = False
+    """Whether PostgreSQL shall use one plan for all values. Otherwise it may plan a statement anew
+    for each request, if it expects another number of rows each time."""
     first: tuple["Statement", ...] = ()
     """Statements that run before it, in the same transaction."""
 

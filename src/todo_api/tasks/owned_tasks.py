@@ -173,7 +173,7 @@ class OwnedTasks:
         if query.limit is None:
             rows, rest = await self._database.stream(self.owner.id, statement, values)
         else:
-            page = replace(statement, streamed=False)
+            page = replace(statement, streamed=False, planned_once=True)
             rows, rest = await self._database.run(self.owner.id, page, values), None
         version, *tasks = rows
         total = int(tasks.pop(0)) if query.count and tasks else None

@@ -10,7 +10,7 @@ in a CASE or together with a column.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -323,7 +323,8 @@ def find_changes() -> Statement:
     version, change = changes.c
     page = select(change).order_by(version).limit(limit).subquery("page")
     head: Any = select(func.json_build_array(*users.c))
-    return Statement.compiled("find_changes", head.union_all(select(*page.c)))
+    found = Statement.compiled("find_changes", head.union_all(select(*page.c)))
+    return replace(found, planned_once=True)
 
 
 def _both_versions() -> CTE:
