@@ -5,12 +5,14 @@ The generators are Node programs, in `tests/contract/generators`.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from support.program import command, environment, serving
@@ -19,6 +21,7 @@ from support.service import SECRET, token
 
 FOLDER = Path(__file__).parent / "generators"
 PACKAGES = FOLDER / "node_modules"
+API_PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 GENERATORS = (
     ("openapi-typescript", "openapi.json", "--output", "openapi-typescript.d.ts"),
     ("openapi-ts", "--file", "openapi-ts.config.mjs"),
@@ -67,6 +70,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(source, made)
     (made / "node_modules").symlink_to(PACKAGES)
     (made / "openapi.json").write_text(succeed(made, *command("openapi")))
+    blocks = re.findall("```ts\n(.*?)```", API_PAGE.read_text(), re.DOTALL)
+    (made / "documentation.ts").write_text("\n".join(blocks))
     return made
 
 
@@ -87,6 +92,24 @@ def test_task_makes_the_round_trip_through_every_client(
     with serving(tmp_path, **settings) as program:
         printed = succeed(compiled, "node", "round_trip.js", program.address, token("alice"))
     assert printed.split() == ["hey-api", "openapi-fetch", "orval"]
+
+
+def test_documented_typescript_does_what_the_page_says(
+    compiled: Path, tmp_path: Path, database_url: str, sql: psycopg.Connection
+) -> None:
+    """Also after a connection that breaks between a write and its answer."""
+    settings = {"BETTER_AUTH_SECRET": SECRET, "DATABASE_URL": database_url}
+    with serving(tmp_path, **settings) as program:
+        printed = succeed(compiled, "node", "documented.js", program.address, token("alice"))
+    assert json.loads(printed) == [
+        [201, "true"],
+        ["final", "high", "final"],
+        [2, 2, 1],
+        [["once"]],
+        [4, True],
+    ]
+    stored = sql.execute("SELECT title FROM tasks ORDER BY id").fetchall()
+    assert [title for (title,) in stored] == ["final", "a", "b", "c"]
 
 
 def test_generated_schemas_accept_what_the_service_accepts(compiled: Path) -> None:
