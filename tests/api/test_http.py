@@ -240,6 +240,8 @@ async def test_openapi_document_describes_the_contract(service: Service) -> None
     verbs = (
         "list_{}tasks",
         "create_{}task",
+        "run_{}batch",
+        "list_{}changes",
         "get_{}task",
         "change_{}task",
         "delete_{}task",

@@ -153,21 +153,20 @@ async def test_expired_key_is_as_good_as_new(service: Service, sql: psycopg.Conn
 async def test_writes_remove_expired_answers_in_small_steps(
     service: Service, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await service.create("alice")
+    await service.request("POST", "/api/tasks", "alice", headers=KEY, json={"title": "x"})
     sql.execute("""
         INSERT INTO answers (user_id, key, request_hash, body, created_at)
-        SELECT owner, n, '', '', now() - age FROM generate_series(1, 250) AS n,
+        SELECT owner, n, '', '', now() - age FROM generate_series(1, 625) AS n,
         (VALUES ('alice', interval '2 days'), ('bob', interval '2 days')) AS each (owner, age)
     """)
-    await service.request("POST", "/api/tasks", "alice", headers=KEY, json={"title": "x"})
     monkeypatch.setattr(owned_tasks, "WRITES_PER_CLEANING", 1)
     counts = []
     for _ in range(4):
         await service.create("alice")
         query = "SELECT count(*) FROM answers WHERE user_id = 'alice'"
         counts.append(sql.execute(query).fetchone())
-    assert counts == [(151,), (51,), (1,), (1,)]
-    assert sql.execute("SELECT count(*) FROM answers WHERE user_id = 'bob'").fetchone() == (250,)
+    assert counts == [(376,), (126,), (1,), (1,)]
+    assert sql.execute("SELECT count(*) FROM answers WHERE user_id = 'bob'").fetchone() == (625,)
 
 
 @pytest.mark.parametrize("same", ["key-1", '"key-1"', ' "key-1"', "key-1\t"])

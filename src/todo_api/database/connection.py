@@ -151,6 +151,7 @@ class Connection:
             self._pgconn.pipeline_sync()
             self._request_chunks()
             self._flush()
+            self._lose_if_broken()
         except (psycopg.Error, OSError) as error:
             # The server runs nothing before the Sync, which was not sent.
             self._lose(ConnectionLost(str(error), did_not_run=True))
@@ -207,6 +208,7 @@ class Connection:
         self._loop.remove_writer(self._socket)
         try:
             self._flush()
+            self._lose_if_broken()
         except psycopg.OperationalError as error:
             self._lose(ConnectionLost(str(error)))
 
@@ -220,6 +222,12 @@ class Connection:
         self._read_results()
         if lost and not self.closed:
             self._lose(self._error or ConnectionLost(str(lost)))
+        self._lose_if_broken()
+
+    def _lose_if_broken(self) -> None:
+        """End the connection if libpq has closed its socket. The loop would not notice."""
+        if not self.closed and self._pgconn.status == pq.ConnStatus.BAD:
+            self._lose(self._error or ConnectionLost("the server has ended the session"))
 
     def _read_results(self) -> None:
         pgconn = self._pgconn

@@ -85,10 +85,21 @@ def _due_date(value: object) -> DueDate:
         raise invalid("invalid_value") from None
 
 
-_OTHER_LETTERS = str.maketrans(
-    {"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "\N{LATIN SMALL LETTER DOTLESS I}": "i"}
-    | {"ð": "d", "æ": "ae", "œ": "oe", "þ": "th"}
-)
+LAST_OF_BMP = "\uffff"
+"""The last character of the basic multilingual plane."""
+
+_OTHER_LETTERS = {"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "ð": "d"} | {
+    "æ": "ae",
+    "œ": "oe",
+    "þ": "th",
+    "\N{LATIN SMALL LETTER DOTLESS I}": "i",
+}
+_OTHER_LETTER = re.compile(f"[{''.join(_OTHER_LETTERS)}]")
+_COMBINING = [chr(code) for code in range(0x300, 0x20000) if unicodedata.combining(chr(code))]
+_MARKS = re.compile(f"[{''.join(mark for mark in _COMBINING if mark <= LAST_OF_BMP)}]+")
+_RARE_MARKS = re.compile(f"[{''.join(mark for mark in _COMBINING if mark > LAST_OF_BMP)}]+")
+"""Combining marks, such as accents. `re` looks up the characters of a class only in the basic
+multilingual plane, and compares with the others one after another."""
 
 
 def fold(text: str) -> str:
@@ -97,9 +108,16 @@ def fold(text: str) -> str:
     The result does not depend on the collation of the database: NFKD without combining marks,
     case-folded, and letters that do not decompose replaced.
     """
-    decomposed = unicodedata.normalize("NFKD", text)
-    base = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    return base.casefold().translate(_OTHER_LETTERS)
+    if text.isascii():
+        return text.lower()
+    # The marks also go before the decomposition, which sorts long runs of them in quadratic time.
+    base = _without_marks(unicodedata.normalize("NFKD", _without_marks(text)))
+    return _OTHER_LETTER.sub(lambda found: _OTHER_LETTERS[found[0]], base.casefold())
+
+
+def _without_marks(text: str) -> str:
+    base = _MARKS.sub("", text)
+    return _RARE_MARKS.sub("", base) if max(base, default="") > LAST_OF_BMP else base
 
 
 def _undocumented_length(schema: dict[str, Any]) -> None:

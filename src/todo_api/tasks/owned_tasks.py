@@ -250,7 +250,7 @@ class OwnedTasks:
         terms = statements.Terms(keyed=retry is not None, batched=True)
         now = int(time() * 1000)
         common = self._common(now, retry) | {"more_operations": len(operations) - 1}
-        first = [statements.begin_owner(), *_cleaning(now)]
+        first = [statements.begin_owner(), *_CLEANING]
         if retry:
             first += [statements.forget_answer(), statements.check_key()]
         first += [statements.take_versions(terms), *([statements.claim_key()] if retry else [])]
@@ -279,14 +279,16 @@ class OwnedTasks:
         return statements.change_any(terms), given | statements.bind_any(operation.values)
 
     async def _why_refused(self, operations: Sequence[Operation], number: int) -> ApiError:
-        """Return why a batch wrote nothing: its key is in use, or the reason of one operation."""
+        """Return why a batch wrote nothing: its key is in use, or the reason of one operation.
+
+        The failure has rolled back the count of the request, so the question counts it.
+        """
+        task_id, _, if_match = operations[max(number, 0)]
+        reason = await self._why_not_written(task_id or 0, if_match, continues=False)
         if number < 0:
             return IdempotencyKeyReused()
-        task_id, _, if_match = operations[number]
-        deleted = {each.task_id for each in operations[:number] if each.values is None}
-        reason: ApiError = TaskNotFound()
-        if task_id is not None and task_id not in deleted:
-            reason = await self._why_not_written(task_id, if_match)
+        if task_id in {each.task_id for each in operations[:number] if each.values is None}:
+            reason = TaskNotFound()
         reason.operation = number
         return reason
 
@@ -305,7 +307,7 @@ class OwnedTasks:
             "tokens_from": max(time() + ahead, (self.owner.issued_at or 0) + 1),
         }
         with suppress(AccountErased):
-            await self._write(statements.erase_owner(), values)
+            await self._explained(self._write(statements.erase_owner(), values))
 
     async def _write_to(
         self,
@@ -322,14 +324,19 @@ class OwnedTasks:
         return rows[0]
 
     async def _explained(self, write: Awaitable[Rows]) -> Rows:
-        """Await a write. A refusal of its token says which tokens can write."""
+        """Await a write. A refusal of its token says which tokens can write.
+
+        The refusal has rolled back the count of the request, so the question counts it.
+        """
         try:
             return await write
         except AccountErased as error:
-            reason = await self._why_not_written()
+            reason = await self._why_not_written(continues=False)
             raise (reason if isinstance(reason, AccountErased) else error) from None
 
-    async def _why_not_written(self, task_id: int = 0, if_match: Versions = None) -> ApiError:
+    async def _why_not_written(
+        self, task_id: int = 0, if_match: Versions = None, *, continues: bool = True
+    ) -> ApiError:
         """Return the reason: a void token, another version of the task, or no task.
 
         This takes a statement of its own, because the write saw the rows as they were before it
@@ -338,7 +345,7 @@ class OwnedTasks:
         issued_at = self.owner.issued_at
         given = {"owner_hash": self._hash(), "issued_at": issued_at, "task_id": task_id}
         reason = statements.why_not_written()
-        rows = await self._database.run(self.owner.id, reason, given, continues=True)
+        rows = await self._database.run(self.owner.id, reason, given, continues=continues)
         for found in map(jiter.from_json, rows):
             if isinstance(found, str):
                 received = "none" if issued_at is None else shown_time(issued_at)
@@ -382,11 +389,12 @@ class OwnedTasks:
         return sha256(self.owner.id.encode()).digest()
 
 
+_CLEANING = (statements.forget_tombstones(), statements.forget_answers())
+
+
 def _cleaning(now: int) -> tuple[Statement, ...]:
     """Return the statements that a write at this millisecond runs to remove what has expired."""
-    if now % WRITES_PER_CLEANING:
-        return ()
-    return statements.forget_tombstones(), statements.forget_answers()
+    return () if now % WRITES_PER_CLEANING else _CLEANING
 
 
 def _place(number: int, count: int) -> dict[str, object]:

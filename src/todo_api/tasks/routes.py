@@ -79,7 +79,7 @@ async def _read_change(request: Request) -> schemas.TaskChange:
 
 
 async def _read_batch(request: Request) -> Batch:
-    return read_batch(await _read_body(request, limit=BATCH_BYTES))
+    return await read_batch(await _read_body(request, limit=BATCH_BYTES))
 
 
 async def _read_body(
@@ -169,12 +169,14 @@ async def list_tasks(
 
 
 def _known_version(tags: EntityTags | None, prefix: str) -> int | None:
-    """Return the version of a list that the client has, if it is this user's list."""
-    for tag in (*tags.strong, *tags.weak) if tags else ():
-        version = tag.removeprefix(prefix).removesuffix('"')
-        if tag.startswith(prefix) and re.fullmatch("0|[1-9][0-9]{0,17}", version):
-            return int(version)
-    return None
+    """Return the newest version of a list that the client has, if it is this user's list."""
+    known = [
+        int(version)
+        for tag in ((*tags.strong, *tags.weak) if tags else ())
+        if tag.startswith(prefix)
+        and re.fullmatch("0|[1-9][0-9]{0,17}", version := tag[len(prefix) : -1])
+    ]
+    return max(known, default=None)
 
 
 async def create_task(

@@ -269,6 +269,9 @@ def read(model: type[Body], body: dict[str, Any]) -> Body:
     """Validate a body. Raises `InvalidFields` with every wrong field, or `InvalidJson`."""
     wrong: dict[str, FieldError] = {}
     validated = None
+    unknown = [name for name in body if name not in BY_NAME]
+    for name in unknown[InvalidFields.MAXIMUM_FIELDS :]:  # pydantic is slow with thousands of them
+        del body[name]
     try:
         validated = model.model_validate(body)
     except ValidationError as error:

@@ -51,8 +51,9 @@ from todo_api.tasks.model import (
 )
 from todo_api.tasks.schemas import Order, Sort
 
-EXPIRED_AT_ONCE = 100
-"""The most expired tombstones, and the most expired answers, that one write removes."""
+EXPIRED_AT_ONCE = 250
+"""The most expired tombstones, and the most expired answers, that one write removes.
+More than a batch can add, so that they do not pile up."""
 
 _OWNER = bindparam("owner", type_=Text())
 _OWNER_HASH: Any = bindparam("owner_hash", type_=LargeBinary())
