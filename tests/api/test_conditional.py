@@ -194,6 +194,17 @@ async def test_unchanged_list_is_not_sent_again(service: Service, tasks: str) ->
         assert fresh.headers["etag"] != tag
 
 
+async def test_any_of_several_tags_of_a_list_may_be_the_current_one(service: Service) -> None:
+    tags = []
+    for _ in range(2):
+        await service.create("alice")
+        tags.append((await service.request("GET", "/api/tasks", "alice")).headers["etag"])
+    for sent in (tags, tags[::-1]):
+        headers = with_header("If-None-Match", ", ".join(sent))
+        answer = await service.request("GET", "/api/tasks", "alice", headers=headers)
+        assert answer.status_code == 304
+
+
 async def test_list_of_one_user_is_not_taken_for_another_users(service: Service) -> None:
     """One browser, two users, one URL."""
     tag = (await service.request("GET", "/api/tasks", "alice")).headers["etag"]

@@ -2,8 +2,11 @@
 
 import asyncio
 import re
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
 from itertools import chain, product
 from typing import Any
+from zlib import compress
 
 import httpx2
 import psycopg
@@ -11,6 +14,7 @@ import pytest
 
 from support.problems import problem
 from support.service import Service, bearer
+from todo_api.tasks import query, schemas
 from todo_api.tasks.fields import fold
 
 SORTS = ("created", "updated", "title", "due_date", "priority")
@@ -124,6 +128,57 @@ async def test_cursor_of_another_list_or_user_is_refused(service: Service) -> No
         assert (answer.status_code, answer.json()) == (400, problem("invalid_parameter", message))
     same = await ask(service, "/api/alice/tasks", cursor=cursor, sort="title", order="asc")
     assert same.status_code == 200
+
+
+FORGED: list[tuple[str, bytes]] = [
+    *(("created", content) for content in (b"", b"x", b"null", b"[]", b"{}", b'["x",1]', b"\xff")),
+    ("created", b'["\\u0000",1]'),
+    ("created", b'["2026-12-01",0]'),
+    ("created", b'["2026-12-01",100000000000000000000]'),
+    ("created", b'["2026-12-01",' + b"1" * 5000 + b"]"),
+    ("updated", b'["2026-12-01","1"]'),
+    ("title", b'["a\\u0000",1]'),
+    ("title", b'["a",1,2]'),
+    ("due_date", b'["2026-12-01",1,1]'),
+    ("due_date", b'["2026-13-01",true,1]'),
+    ("priority", b'["high",1]'),
+    ("priority", b"[99,1]"),
+]
+
+
+@pytest.mark.parametrize(("sort", "content"), FORGED)
+@pytest.mark.parametrize("pack", [compress, bytes])
+async def test_forged_cursor_is_refused_although_its_digest_is_right(
+    service: Service, sort: schemas.Sort, content: bytes, pack: Callable[[bytes], bytes]
+) -> None:
+    packed = pack(content)
+    made = schemas.TaskQuery.model_construct(sort=sort)
+    digest = query._digest(packed, made, "alice")
+    cursor = urlsafe_b64encode(digest + packed).decode().rstrip("=")
+    answer = await ask(service, "/api/tasks", sort=sort, cursor=cursor)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["code"] == "invalid_parameter"
+
+
+@pytest.mark.parametrize("junk", ["=", "==", "!", "*", "\n"])
+async def test_cursor_with_junk_is_refused(service: Service, tasks: list[int], junk: str) -> None:
+    del tasks
+    answer = await ask(service, "/api/tasks", limit=1)
+    _, cursor = answer.headers["link"].split("cursor=")
+    cursor = cursor.split(">")[0]
+    for changed in (cursor + junk, cursor[:5] + junk + cursor[5:]):
+        answer = await ask(service, "/api/tasks", limit=1, cursor=changed)
+        assert answer.status_code == 400, changed
+
+
+@pytest.mark.parametrize("letter", ["\ufdfa", "㌖", "\U0001f600"])
+async def test_pages_by_title_can_be_followed_whatever_the_titles(
+    service: Service, letter: str
+) -> None:
+    """A folded title can have eighteen times the characters of the title."""
+    for _ in range(3):
+        await service.create("alice", title=letter * 255)
+    assert len(await pages(service, "/api/tasks", sort="title", limit=1)) == 3
 
 
 async def test_count_is_that_of_all_matching_tasks(service: Service, tasks: list[int]) -> None:

@@ -418,6 +418,23 @@ def shared(request: pytest.FixtureRequest) -> dict[str, Any]:
     }
 
 
+async def test_failed_batch_counts(
+    shared: dict[str, Any], database_url: str, short_folder: Path
+) -> None:
+    """Although its transaction, with the count, is rolled back."""
+    bodies = [
+        {"operations": [{"op": "delete", "id": 10**12}]},
+        {"operations": [{"op": "complete", "id": 10**12, "if_match": 1}]},
+    ]
+    settings = {**shared, "rate_limit": 4}
+    async with running_service(database_url, short_folder, **settings) as service:
+        statuses = [
+            (await service.client.post("/api/tasks/batch", json=body, headers=bearer("alice")))
+            for body in bodies * 3
+        ]
+    assert [each.status_code for each in statuses] == [404] * 4 + [429] * 2
+
+
 WRITES: list[tuple[str, str, Any]] = [("POST", "/api/tasks", {"title": "new"})]
 EVERYTHING: list[tuple[str, str, Any]] = [
     ("GET", "/api/alice/tasks", None),

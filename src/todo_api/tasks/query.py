@@ -103,7 +103,8 @@ def read_cursor(query: TaskQuery, user_id: str) -> Position | None:
         place = _POSITIONS[query.sort].validate_json(raw_place, strict=True)
     except (ValueError, error):
         digest, content, place = b"", b"", ()
-    if digest != _digest(content, query, user_id):
+    shown = urlsafe_b64encode(digest + content).decode().rstrip("=")
+    if shown != query.cursor or digest != _digest(content, query, user_id):
         raise InvalidParameter(
             "Invalid cursor. It must come from a Link of the same list, with the same parameters"
         )
