@@ -451,15 +451,21 @@ def forget_answer() -> Statement:
 
 @cache
 def forget_answers() -> Statement:
-    """Remove some of the owner's expired answers, the oldest first."""
+    """Remove some of the owner's expired answers, the oldest first.
+
+    Those of a batch go together, because they have one key and one time.
+    """
     some = (
-        select(col(Answer.key), col(Answer.operation))
+        select(col(Answer.key))
         .where(col(Answer.user_id) == _OWNER, col(Answer.created_at) <= _expiry())
         .order_by(col(Answer.created_at))
         .limit(literal_column(str(EXPIRED_AT_ONCE)))
     )
-    each = tuple_(col(Answer.key), col(Answer.operation))
-    forgotten = delete(Answer).where(col(Answer.user_id) == _OWNER, each.in_(some))
+    forgotten = delete(Answer).where(
+        col(Answer.user_id) == _OWNER,
+        col(Answer.key).in_(some),
+        col(Answer.created_at) <= _expiry(),
+    )
     return Statement.compiled("forget_answers", forgotten, writes=True)
 
 
