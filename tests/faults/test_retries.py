@@ -1,5 +1,6 @@
 """Retries after real faults: with an idempotency key, a write happens once."""
 
+import asyncio
 import threading
 import uuid
 from pathlib import Path
@@ -42,6 +43,37 @@ async def test_retry_after_a_cut_between_commit_and_answer_writes_once(
     assert again.headers["idempotency-replayed"] == "true"
     assert '"title":"once"' in again.text
     assert titles(sql) == ["once"]
+
+
+async def test_batch_whose_session_is_ended_is_answered_at_once(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    """And not only when the deadline for the database's answer has passed."""
+    operations = [{"op": "create", "task": {"title": "x" * 200, "description": "y" * 4000}}] * 100
+    ended = asyncio.Event()
+
+    async def end_sessions() -> None:
+        while not ended.is_set():
+            sql.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'active'"
+                " AND datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            await asyncio.sleep(0.002)
+
+    ending = asyncio.create_task(end_sessions())
+    answers = [
+        await service.client.post(
+            "/api/tasks/batch", json={"operations": operations}, headers=bearer(f"user-{number}")
+        )
+        for number in range(12)
+    ]
+    ended.set()
+    await ending
+    codes = {answer.json()["code"] for answer in answers if answer.status_code != 200}
+    assert codes == {"database_unreachable"}
+    stored = sql.execute("SELECT count(*) FROM tasks GROUP BY user_id").fetchall()
+    assert {count for (count,) in stored} <= {100}
+    assert len(stored) >= sum(answer.status_code == 200 for answer in answers)
 
 
 class Writer:

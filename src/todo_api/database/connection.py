@@ -9,6 +9,7 @@ exposes libpq as `psycopg.pq`. Its cursors cost two to three times the CPU per r
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Self, TypeAlias
 
 import psycopg
@@ -205,6 +206,8 @@ class Connection:
             self._loop.add_writer(self._socket, self._on_writable)
 
     def _on_writable(self) -> None:
+        if self.closed:  # in the same turn of the loop
+            return
         self._loop.remove_writer(self._socket)
         try:
             self._flush()
@@ -214,6 +217,8 @@ class Connection:
 
     def _on_readable(self) -> None:
         """Read the input. The end of an idle connection shows here as well."""
+        if self.closed:  # in the same turn of the loop
+            return
         lost: psycopg.OperationalError | None = None
         try:
             self._pgconn.consume_input()
@@ -319,8 +324,10 @@ class Connection:
     def _lose(self, failure: QueryFailed) -> None:
         if self.closed:
             return
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
+        with suppress(OSError):  # libpq may have closed the socket already
+            self._loop.remove_reader(self._socket)
+        with suppress(OSError):
+            self._loop.remove_writer(self._socket)
         self._socket = -1
         self._pgconn.finish()
         self._on_lost(self)
