@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from itertools import count
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx2
 import pytest
@@ -29,6 +29,8 @@ runs = count(1)
 
 USERS = ("ada", "tasks", "a/b", "é ü", "%41")
 MISSING = (404, problem("task_not_found", "Task not found"))
+
+CHANGED = (412, problem("task_changed", "The task has changed"))
 
 MEMBERS = [field.name for field in BODY_FIELDS if field.name != "completed"]
 DEFAULT_ORDER = {
@@ -155,6 +157,9 @@ class Tasks(RuleBasedStateMachine):
         self.clients = [self.program.client(token(user)) for user in self.users]
         self.tasks: list[dict[int, Task]] = [{} for _ in self.users]
         self.versions = [0 for _ in self.users]
+        self.copies: list[dict[int, Task]] = [{} for _ in self.users]
+        """What followers of the feed have."""
+        self.cursors = ["" for _ in self.users]
 
     def teardown(self) -> None:
         """At the end, check every list."""
@@ -261,12 +266,15 @@ class Tasks(RuleBasedStateMachine):
         task=made,
         stranger=strangers,
         family=families,
+        verb=st.sampled_from(["PUT", "PATCH"]),
         body=st.sampled_from([*FIELDS]).flatmap(bodies),
     )
-    def change(self, task: tuple[int, int], stranger: int, family: str, body: Task) -> None:
-        """PUT some fields."""
+    def change(
+        self, task: tuple[int, int], stranger: int, family: str, verb: str, body: Task
+    ) -> None:
+        """PUT or PATCH some fields."""
         user, task_id = (task[0] + stranger) % len(USERS), task[1]
-        answer = self.ask(user, "PUT", self.path(user, family, f"/{task_id}"), body)
+        answer = self.ask(user, verb, self.path(user, family, f"/{task_id}"), body)
         self.check_changed(user, task_id, stored(body), answer)
 
     @rule(task=made, family=families)
@@ -293,6 +301,119 @@ class Tasks(RuleBasedStateMachine):
         was = self.tasks[user].get(task_id, {}).get("completed")
         completed = body["completed"] if body else family == "user" or not was
         self.check_changed(user, task_id, stored({"completed": completed}), answer)
+
+    @rule(task=made, family=families, status=FIELDS["status"])
+    def set_status(self, task: tuple[int, int], family: str, status: str) -> None:
+        """PATCH the status."""
+        user, task_id = task
+        path = self.path(user, family, f"/{task_id}/status")
+        answer = self.ask(user, "PATCH", path, {"status": status})
+        self.check_changed(user, task_id, stored({"status": status}), answer)
+
+    @rule(task=made, tag=st.sampled_from(["*", "{}", '"1", {}', "W/{}", '"1"']), title=words)
+    def change_if_match(self, task: tuple[int, int], tag: str, title: str) -> None:
+        """PUT a title if the task has one of these tags."""
+        user, task_id = task
+        known = self.tasks[user].get(task_id)
+        current = f'"{known["version"] if known else 2}"'
+        headers = {"If-Match": tag.format(current)}
+        path = self.path(user, "token", f"/{task_id}")
+        answer = self.clients[user].put(path, json={"title": title}, headers=headers)
+        if known and tag in {"W/{}", '"1"'}:
+            assert (answer.status_code, answer.json()) == CHANGED
+            assert answer.headers["etag"] == current
+        else:
+            self.check_changed(user, task_id, stored({"title": title}), answer)
+
+    @rule(task=made, family=families)
+    def refresh(self, task: tuple[int, int], family: str) -> None:
+        """GET a task and a list again, with the tags that they have."""
+        user, task_id = task
+        for path in (self.path(user, family), self.path(user, family, f"/{task_id}")):
+            first = self.ask(user, "GET", path)
+            if first.status_code == 200:
+                headers = {"If-None-Match": first.headers["etag"]}
+                again = self.clients[user].get(path, headers=headers)
+                assert (again.status_code, again.content) == (304, b"")
+
+    @rule(target=made, user=users, family=families, body=bodies("title"))
+    def create_with_key(self, user: int, family: str, body: Task) -> tuple[int, int]:
+        """POST a task twice with one key, and another one with the same key."""
+        path = self.path(user, family)
+        headers = {"Idempotency-Key": f"key-{self.versions[user]}-{len(self.tasks[user])}"}
+        first, again = (self.clients[user].post(path, json=body, headers=headers) for _ in range(2))
+        assert first.status_code == 201, first.text
+        assert (again.status_code, again.content) == (201, first.content)
+        other = self.clients[user].post(path, json={**body, "title": "other"}, headers=headers)
+        assert body["title"] == "other" or other.status_code == 422
+        task: Task = first.json()
+        self.check_version(user, task)
+        self.tasks[user][task["id"]] = task
+        return user, task["id"]
+
+    @rule(task=made, stranger=strangers, family=families, title=words)
+    def run_batch(self, task: tuple[int, int], stranger: int, family: str, title: str) -> None:
+        """Change, complete and delete a task in one batch, after creating another one."""
+        user, task_id = (task[0] + stranger) % len(USERS), task[1]
+        operations = [
+            {"op": "create", "task": {"title": title}},
+            {"op": "update", "id": task_id, "task": {"title": title}},
+            {"op": "complete", "id": task_id},
+            {"op": "delete", "id": task_id},
+        ]
+        body = {"operations": operations}
+        answer = self.ask(user, "POST", self.path(user, family, "/batch"), body)
+        if self.tasks[user].pop(task_id, None) is None:
+            status, expected = MISSING
+            assert (answer.status_code, answer.json()) == (status, {**expected, "operation": 1})
+            return
+        assert answer.status_code == 200, answer.text
+        created, changed, completed, deleted = answer.json()["results"]
+        assert deleted == {"deleted": task_id}
+        assert changed["task"]["title"] == title.strip()
+        assert completed["task"]["status"] == "complete"
+        self.check_version(user, created["task"])
+        self.versions[user] = max(self.versions[user], completed["task"]["version"])
+        self.tasks[user][created["task"]["id"]] = created["task"]
+
+    @rule(
+        user=users,
+        family=families,
+        limit=st.integers(1, 4),
+        sort=st.sampled_from([*SORT_KEYS]),
+        order=st.sampled_from(["asc", "desc"]),
+        status=st.sampled_from(["all", "incomplete"]),
+    )
+    def walk(self, user: int, family: str, limit: int, sort: str, order: str, status: str) -> None:
+        """GET all pages of a list."""
+        query = {"sort": sort, "order": order, "status": status, "limit": limit, "count": "true"}
+        path: str | None = f"{self.path(user, family)}?{urlencode(query)}"
+        expected = arranged(list(self.tasks[user].values()), status, sort, order)
+        seen: list[Task] = []
+        while path:
+            answer = self.ask(user, "GET", path)
+            assert answer.headers["x-total-count"] == str(len(expected))
+            seen += answer.json()
+            link = answer.headers.get("link")
+            path = link and link[1 : link.index(">")]
+        assert seen == expected
+
+    @rule(user=users, family=families, limit=st.integers(1, 5))
+    def follow(self, user: int, family: str, limit: int) -> None:
+        """Bring the user's copy up to date."""
+        copy = self.copies[user]
+        more = True
+        while more:
+            query = urlencode({"since": self.cursors[user], "limit": limit})
+            path = self.path(user, family, f"/changes?{query}")
+            body = self.ask(user, "GET", path.replace("since=&", "")).json()
+            for change in body["changes"]:
+                if "deleted" in change:
+                    copy.pop(change["deleted"], None)
+                else:
+                    copy[change["task"]["id"]] = change["task"]
+            self.cursors[user], more = body["cursor"], body["more"]
+        assert copy == self.tasks[user]
 
     @rule(task=made, stranger=strangers, family=families)
     def delete(self, task: tuple[int, int], stranger: int, family: str) -> None:
