@@ -377,15 +377,24 @@ class Tasks(RuleBasedStateMachine):
         self.tasks[user][created["task"]["id"]] = created["task"]
 
     @rule(
-        user=users,
+        task=made,
         family=families,
-        limit=st.integers(1, 4),
+        limit=st.integers(1, 3),
         sort=st.sampled_from([*SORT_KEYS]),
         order=st.sampled_from(["asc", "desc"]),
         status=st.sampled_from(["all", "incomplete"]),
     )
-    def walk(self, user: int, family: str, limit: int, sort: str, order: str, status: str) -> None:
-        """GET all pages of a list."""
+    def walk(
+        self,
+        task: tuple[int, int],
+        family: str,
+        limit: int,
+        sort: str,
+        order: str,
+        status: str,
+    ) -> None:
+        """GET all pages of a list of somebody who has made tasks."""
+        user = task[0]
         query = {"sort": sort, "order": order, "status": status, "limit": limit, "count": "true"}
         path: str | None = f"{self.path(user, family)}?{urlencode(query)}"
         expected = arranged(list(self.tasks[user].values()), status, sort, order)
@@ -398,9 +407,10 @@ class Tasks(RuleBasedStateMachine):
             path = link and link[1 : link.index(">")]
         assert seen == expected
 
-    @rule(user=users, family=families, limit=st.integers(1, 5))
-    def follow(self, user: int, family: str, limit: int) -> None:
-        """Bring the user's copy up to date."""
+    @rule(task=made, family=families, limit=st.integers(1, 5))
+    def follow(self, task: tuple[int, int], family: str, limit: int) -> None:
+        """Bring the copy of somebody who has made tasks up to date."""
+        user = task[0]
         copy = self.copies[user]
         more = True
         while more:
