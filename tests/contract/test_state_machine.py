@@ -403,6 +403,7 @@ class Tasks(RuleBasedStateMachine):
             answer = self.ask(user, "GET", path)
             assert answer.headers["x-total-count"] == str(len(expected))
             seen += answer.json()
+            assert len(seen) <= len(expected)
             link = answer.headers.get("link")
             path = link and link[1 : link.index(">")]
         assert seen == expected
