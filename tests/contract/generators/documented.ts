@@ -102,7 +102,7 @@ const scenes: Record<string, () => Promise<unknown>> = {
       { op: "update", id: task.id, task: { title: "mine" }, if_match: task.version - 1 },
     ];
     const queue = [{ key: crypto.randomUUID(), operations }];
-    const refused: unknown = await send(queue, () => queue.pop()).catch((error) => error);
+    const refused: unknown = await send(queue, () => void queue.pop()).catch((error) => error);
     if (!(refused instanceof Refused)) throw refused;
     return [refused.status, refused.code, refused.operation, queue.length];
   },
