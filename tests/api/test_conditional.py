@@ -1,6 +1,8 @@
 """Conditional requests: edits that overwrite nobody else's, and refreshes that cost nothing."""
 
 import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -8,7 +10,7 @@ import psycopg
 import pytest
 
 from support.problems import problem
-from support.service import Service, bearer
+from support.service import Service, bearer, running_service
 
 CHANGES: list[tuple[str, str, dict[str, Any]]] = [
     ("PUT", "", {"json": {"title": "y"}}),
@@ -192,6 +194,44 @@ async def test_unchanged_list_is_not_sent_again(service: Service, tasks: str) ->
         )
         assert fresh.status_code == 200
         assert fresh.headers["etag"] != tag
+
+
+@pytest.fixture
+def locked_tasks(database_url: str) -> Iterator[Callable[[], object]]:
+    """Return a function that locks the table `tasks`, even against readers, until the end."""
+    with psycopg.connect(database_url) as connection:
+        yield lambda: connection.execute("LOCK TABLE tasks")
+
+
+async def test_refresh_of_what_is_unchanged_does_not_look_at_any_task(
+    service: Service, locked_tasks: Callable[[], object]
+) -> None:
+    await service.create("alice")
+    tag = (await service.request("GET", "/api/tasks", "alice")).headers["etag"]
+    feed = await service.request("GET", "/api/tasks/changes", "alice")
+    locked_tasks()
+    for path in ("/api/tasks", "/api/tasks?limit=1"):
+        headers = with_header("If-None-Match", tag)
+        answer = await service.request("GET", path, "alice", headers=headers)
+        assert answer.status_code == 304
+    cursor = feed.json()["cursor"]
+    poll = await service.request("GET", f"/api/tasks/changes?since={cursor}", "alice")
+    assert poll.json() == {"changes": [], "cursor": cursor, "more": False}
+
+
+async def test_refresh_shows_what_another_process_has_written(
+    service: Service, database_url: str, tmp_path: Path
+) -> None:
+    first = await service.create("alice")
+    tag = (await service.request("GET", "/api/tasks", "alice")).headers["etag"]
+    cursor = (await service.request("GET", "/api/tasks/changes", "alice")).json()["cursor"]
+    async with running_service(database_url, tmp_path) as other:
+        second = await other.create("alice")
+    headers = {**bearer("alice"), "If-None-Match": tag}
+    fresh = await service.client.get("/api/tasks", headers=headers)
+    assert fresh.json() == [second, first]
+    news = await service.request("GET", f"/api/tasks/changes?since={cursor}", "alice")
+    assert news.json()["changes"] == [{"task": second}]
 
 
 async def test_any_of_several_tags_of_a_list_may_be_the_current_one(service: Service) -> None:

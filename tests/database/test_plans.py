@@ -36,6 +36,7 @@ STATEMENTS = {
     "find_tasks": [statements.find_tasks(sort, order) for sort, order in product(SORTS, ORDERS)],
     "get_task": [statements.get_task()],
     "find_changes": [statements.find_changes()],
+    "get_versions": [statements.get_versions()],
     "add_task": [
         statements.add_task(statements.Terms(keyed=keyed, batched=batched))
         for keyed, batched in product((False, True), repeat=2)

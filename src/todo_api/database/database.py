@@ -127,14 +127,20 @@ class Database:
             raise nothing from failure
 
     async def stream(
-        self, owner: str, statement: Statement, values: Mapping[str, object]
+        self,
+        owner: str,
+        statement: Statement,
+        values: Mapping[str, object],
+        *,
+        continues: bool = False,
     ) -> tuple[Rows, "StreamedRows | None"]:
         """Run a streamed statement. Return its first rows, and the others if there are more.
 
         Still one round trip, because the server goes on to send as the rows are read. A stream
         holds a connection. Streams may hold half of the pool, and one more raises `DatabaseBusy`.
         """
-        commands = self._commands(statement, {"owner": owner, **values}, self._preamble)
+        preamble = self._uncounted_preamble if continues else self._preamble
+        commands = self._commands(statement, {"owner": owner, **values}, preamble)
         rows, connection = await self._run(commands, writes=False)
         if connection is None:
             return rows, None

@@ -24,7 +24,7 @@ from todo_api.tasks import statements
 from todo_api.tasks.changes import ChangesPage, Cursor
 from todo_api.tasks.fields import DEFAULTS
 from todo_api.tasks.model import EMAIL_LENGTH
-from todo_api.tasks.query import direction, read_cursor, status, words
+from todo_api.tasks.query import Position, direction, read_cursor, status, words
 from todo_api.tasks.schemas import TaskQuery
 from todo_api.tasks.waiting import Waiters
 
@@ -35,26 +35,40 @@ MAXIMUM_OWNERS = 100_000
 
 
 class KnownOwners:
-    """Owners who had a row when this process last wrote for them, at most `MAXIMUM_OWNERS`.
+    """Owners who have a row, with the version that this process saw last: a hint, no more.
 
-    This is only a hint. With it, creating a task does not call `begin_owner` for a known owner.
+    With it, creating a task does not call `begin_owner` for a known owner, and a client that has
+    the latest version costs one look at `users`. Another process may have written since, so the
+    database decides. Keeps at most `MAXIMUM_OWNERS`.
     """
 
     def __init__(self) -> None:
-        self._ids: dict[str, None] = {}
+        self._versions: dict[str, int | None] = {}
 
     def __contains__(self, owner_id: str) -> bool:
-        return owner_id in self._ids
+        return owner_id in self._versions
 
-    def add(self, owner_id: str) -> None:
-        """Remember an owner. If there is no room, forget the owner known for longest."""
-        if owner_id not in self._ids and len(self._ids) >= MAXIMUM_OWNERS:
-            del self._ids[next(iter(self._ids))]
-        self._ids[owner_id] = None
+    def add(self, owner_id: str, version: int | None = None) -> None:
+        """Remember an owner. None is a version that this process has not seen.
+
+        If there is no room, forget the owner known for longest.
+        """
+        if owner_id not in self._versions and len(self._versions) >= MAXIMUM_OWNERS:
+            del self._versions[next(iter(self._versions))]
+        self._versions[owner_id] = version
+
+    def has(self, owner_id: str, version: int) -> bool:
+        """Return whether this is the version that this process saw last."""
+        return self._versions.get(owner_id) == version
+
+    def forget_version(self, owner_id: str) -> None:
+        """Forget the version of an owner who has written."""
+        if owner_id in self._versions:
+            self._versions[owner_id] = None
 
     def discard(self, owner_id: str) -> None:
         """Forget an owner, known or not."""
-        self._ids.pop(owner_id, None)
+        self._versions.pop(owner_id, None)
 
 
 class TaskList(NamedTuple):
@@ -147,34 +161,42 @@ class OwnedTasks:
 
     async def list(self, query: TaskQuery, known: int | None = None) -> TaskList:
         """Return the version of the list and its tasks. A `known` version has no tasks."""
-        if not query.is_plain:
-            return await self._find(query, known)
-        statement = statements.list_tasks(status(query), query.sort, query.order)
-        values = {"known_version": known}
-        (version, *first), rest = await self._database.stream(self.owner.id, statement, values)
-        return TaskList(int(version), first, rest)
+        after = read_cursor(query, self.owner.id)
+        is_latest = known is not None and self._known_owners.has(self.owner.id, known)
+        if is_latest:
+            version, _ = await self._versions()
+            if version == known:
+                return TaskList(version, [], None)
+        found = await self._find(query, after, known, continues=is_latest)
+        if found.version:
+            self._known_owners.add(self.owner.id, found.version)
+        return found
 
-    async def _find(self, query: TaskQuery, known: int | None) -> TaskList:
-        order = direction(query)
-        after = read_cursor(query, self.owner.id) or statements.first_position(query.sort, order)
-        values = {
-            "known_version": known,
-            "status": status(query),
-            "priority": query.priority,
-            "due_from": query.due_from,
-            "due_before": query.due_before,
-            "without_due_date": query.due == "none",
-            "words": words(query),
-            "count": query.count,
-            "limit": query.limit and query.limit + 1,
-            **{f"after_{number}": value for number, value in enumerate(after, 1)},
-        }
-        statement = statements.find_tasks(query.sort, order)
+    async def _versions(self) -> tuple[int, int]:
+        """Return the owner's version and `changes_from`, which costs less than anything else."""
+        rows = await self._database.run(self.owner.id, statements.get_versions(), {})
+        version, changes_from = jiter.from_json(rows[0])
+        return version, changes_from
+
+    async def _find(
+        self, query: TaskQuery, after: Position | None, known: int | None, *, continues: bool
+    ) -> TaskList:
+        values: dict[str, object] = {"known_version": known}
+        if query.is_plain:
+            statement = statements.list_tasks(status(query), query.sort, query.order)
+        else:
+            order = direction(query)
+            statement = statements.find_tasks(query.sort, order)
+            after = after or statements.first_position(query.sort, order)
+            values |= _filters(query) | {f"after_{n}": value for n, value in enumerate(after, 1)}
+        rest = None
         if query.limit is None:
-            rows, rest = await self._database.stream(self.owner.id, statement, values)
+            rows, rest = await self._database.stream(
+                self.owner.id, statement, values, continues=continues
+            )
         else:
             page = replace(statement, streamed=False, planned_once=True)
-            rows, rest = await self._database.run(self.owner.id, page, values), None
+            rows = await self._database.run(self.owner.id, page, values, continues=continues)
         version, *tasks = rows
         total = int(tasks.pop(0)) if query.count and tasks else None
         return TaskList(int(version), tasks, rest, total)
@@ -184,12 +206,20 @@ class OwnedTasks:
 
         With `again`, the request has asked before.
         """
+        is_latest = not again and self._known_owners.has(self.owner.id, since.position)
+        if is_latest:
+            version, changes_from = await self._versions()
+            since.check(version, changes_from)
+            if version == since.position:
+                return ChangesPage([], Cursor(version, version), has_more=False)
         values = {"since": since.position, "limit": limit + 1}
         head, *rows = await self._database.run(
-            self.owner.id, statements.find_changes(), values, continues=again
+            self.owner.id, statements.find_changes(), values, continues=again or is_latest
         )
         version, changes_from = jiter.from_json(head)
         since.check(version, changes_from)
+        if version:
+            self._known_owners.add(self.owner.id, version)
         has_more = len(rows) > limit
         shown = rows[:limit]
         if not has_more:
@@ -263,7 +293,7 @@ class OwnedTasks:
             rows = await self._explained(write)
         except TaskNotFound as error:
             raise await self._why_refused(operations, error.operation or 0) from error
-        self.waiters.wake(self.owner.id)
+        self._on_written()
         return retry.unpack(rows) if retry else rows
 
     @staticmethod
@@ -371,8 +401,12 @@ class OwnedTasks:
         if cleaning := _cleaning(now):
             statement = statement.after(*statement.first, *cleaning)
         rows = await self._database.run(self.owner.id, statement, given, continues=continues)
-        self.waiters.wake(self.owner.id)
+        self._on_written()
         return retry.unpack(rows) if retry else rows
+
+    def _on_written(self) -> None:
+        self._known_owners.forget_version(self.owner.id)
+        self.waiters.wake(self.owner.id)
 
     def _common(self, now: int, retry: Retry | None) -> dict[str, object]:
         """Return the values of every write."""
@@ -395,6 +429,20 @@ _CLEANING = (statements.forget_tombstones(), statements.forget_answers())
 def _cleaning(now: int) -> tuple[Statement, ...]:
     """Return the statements that a write at this millisecond runs to remove what has expired."""
     return () if now % WRITES_PER_CLEANING else _CLEANING
+
+
+def _filters(query: TaskQuery) -> dict[str, object]:
+    """Return the values of `find_tasks`, except for the position."""
+    return {
+        "status": status(query),
+        "priority": query.priority,
+        "due_from": query.due_from,
+        "due_before": query.due_before,
+        "without_due_date": query.due == "none",
+        "words": words(query),
+        "count": query.count,
+        "limit": query.limit and query.limit + 1,
+    }
 
 
 def _place(number: int, count: int) -> dict[str, object]:

@@ -328,6 +328,13 @@ def find_changes() -> Statement:
     return replace(found, planned_once=True)
 
 
+@cache
+def get_versions() -> Statement:
+    """Select an array of the owner's version and `changes_from`."""
+    versions: Any = select(func.json_build_array(*_both_versions().c))
+    return Statement.compiled("get_versions", versions)
+
+
 def _both_versions() -> CTE:
     """Select the owner's version and `changes_from`, or 0 and 0 if they never wrote."""
     columns = [
