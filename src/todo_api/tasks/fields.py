@@ -115,6 +115,11 @@ def fold(text: str) -> str:
     return _OTHER_LETTER.sub(lambda found: _OTHER_LETTERS[found[0]], base.casefold())
 
 
+def words(text: str) -> str:
+    """Return the folded words of a text, each once. A search looks inside single words only."""
+    return " ".join(dict.fromkeys(fold(text).split()))
+
+
 def _without_marks(text: str) -> str:
     base = _MARKS.sub("", text)
     return _RARE_MARKS.sub("", base) if max(base, default="") > LAST_OF_BMP else base
@@ -213,7 +218,7 @@ FIELDS = (
         answer=str | None,
         example="Oat milk, bread",
         body=Description,
-        columns=lambda text: {"description": text, "description_key": text and fold(text)},
+        columns=lambda text: {"description": text, "description_key": text and words(text)},
         label="Description",
     ),
     TaskField(

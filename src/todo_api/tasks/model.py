@@ -176,7 +176,7 @@ class Task(SQLModel, table=True):
     depends on the server's collation."""
     description: str | None = Field(default=None, sa_type=Text)
     description_key: str | None = Field(default=None, sa_type=Text)
-    """The description folded, for searches."""
+    """The words of the description folded, for searches."""
     status: str = Field(sa_type=Text, sa_column_kwargs={"server_default": sql("'incomplete'")})
     priority: str | None = Field(default=None, sa_type=Text)
     due_date: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))

@@ -51,8 +51,7 @@ def status(query: TaskQuery) -> Status | None:
 
 def words(query: TaskQuery) -> list[str]:
     """Return the folded words that a task must contain, each once, the rarest probably first."""
-    folded = {fold(word) for word in (query.q or "").split()}
-    return sorted(folded - {""}, key=len, reverse=True)
+    return sorted(set(fold(query.q or "").split()), key=len, reverse=True)
 
 
 def position(task: bytes, query: TaskQuery) -> Position:
@@ -199,7 +198,7 @@ def _count(name: str, text: str) -> bool:
 
 
 def _search(name: str, text: str) -> str:
-    if len(text) > SEARCH_LENGTH or "\0" in text or not any(map(fold, text.split())):
+    if len(text) > SEARCH_LENGTH or "\0" in text or not fold(text).split():
         raise _invalid(name, f"at least one word, and at most {SEARCH_LENGTH} characters")
     return text
 

@@ -88,6 +88,9 @@ def _make_tables() -> None:
             "NOT due_is_day OR (due_date AT TIME ZONE 'UTC')::time = '00:00'", name="tasks_due_day"
         ),
     )
+    # A search reads these words of each task, so they lie in its row, and long descriptions do not.
+    op.execute("ALTER TABLE tasks ALTER COLUMN description_key SET STORAGE MAIN")
+    op.execute("ALTER TABLE tasks SET (toast_tuple_target = 4080)")
     op.create_index("tasks_by_creation", "tasks", ["user_id", "created_at", "id"])
     op.create_table(
         "tombstones",
