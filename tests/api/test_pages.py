@@ -5,6 +5,7 @@ import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from itertools import chain, product
+from random import Random
 from typing import Any
 from zlib import compress
 
@@ -88,6 +89,116 @@ async def test_task_that_exists_throughout_is_on_exactly_one_page(
         link = answer.headers.get("link", "")
         path = link.partition(">")[0].removeprefix("<")
     assert sorted(each for each in seen if each in tasks) == sorted(tasks)
+
+
+STEADY = 40
+WALKS = 12
+
+
+def made_up(draw: Random) -> dict[str, Any]:
+    """Return a task with values that many others have too."""
+    days = ("2026-05-01", "2026-05-02")
+    return {
+        "title": " ".join(draw.choices(("b", "Ä", "aa", "Zoo"), k=2)),
+        "description": draw.choice((None, "straße b", "x")),
+        "status": draw.choice(("incomplete", "complete")),
+        "priority": draw.choice((None, "low", "medium", "high")),
+        "due_date": draw.choice((None, *days, *(f"{day}T00:00:00Z" for day in days))),
+    }
+
+
+def made_up_filters(draw: Random) -> dict[str, str]:
+    """Return the parameters of a list, each of which selects some tasks."""
+    values = {
+        "status": draw.choice(("all", "incomplete", "completed")),
+        "priority": draw.choice(("low", "high", "none")),
+        "q": draw.choice(("a", "ZOO", "strasse", "b a")),
+        "due_from": draw.choice(("2026-05-01", "2026-05-02T00:00:00Z")),
+        "due_before": draw.choice(("2026-05-02", "2026-05-02T00:00:01Z")),
+        "due": "none",
+    }
+    return {name: values[name] for name in draw.sample(sorted(values), draw.randint(0, 2))}
+
+
+def selects(filters: dict[str, str], task: dict[str, Any]) -> bool:
+    """Return whether a list shows a task, as the description of the API says."""
+    due = task["due_date"] and task["due_date"][:10]
+    text = fold(f"{task['title']} {task['description'] or ''}")
+    tests: dict[str, Callable[[str], bool]] = {
+        "status": lambda value: value in {"all", task["status"], f"{task['status']}d"},
+        "priority": lambda value: value == (task["priority"] or "none"),
+        "q": lambda value: all(word in text for word in fold(value).split()),
+        "due_from": lambda value: due is not None and due >= value[:10],
+        "due_before": lambda value: due is not None and (due < value[:10] or len(value) > 10),
+        "due": lambda _: due is None,
+    }
+    return all(tests[name](value) for name, value in filters.items())
+
+
+def place(sort: str, order: str, task: dict[str, Any]) -> Any:
+    """Return the key by which an order sorts a task, whose id breaks ties."""
+    down = order == "desc"
+    due = task["due_date"]
+    ranks = {None: 0 if down else 4, "low": 1, "medium": 2, "high": 3}
+    keys = {
+        "created": task["created_at"],
+        "updated": task["updated_at"],
+        "title": fold(task["title"]),
+        "due_date": ("" if down else "z") if due is None else f"{due:T<11}",
+        "priority": ranks[task["priority"]],
+    }
+    return keys[sort], task["id"]
+
+
+async def keep_writing(service: Service, draw: Random, end: asyncio.Event) -> None:
+    """Create, change and delete tasks of alice until the end."""
+    alice = bearer("alice")
+    while not end.is_set():
+        made = await service.client.post("/api/tasks", headers=alice, json=made_up(draw))
+        assert made.status_code == 201, made.text
+        path = made.headers["location"]
+        if draw.random() < 0.5:
+            await service.client.put(path, headers=alice, json=made_up(draw))
+        if draw.random() < 0.8:
+            await service.client.delete(path, headers=alice)
+
+
+@pytest.mark.parametrize(("sort", "order"), list(product(SORTS, ("asc", "desc"))))
+async def test_walk_shows_each_steady_task_once_and_in_order_while_others_write(
+    service: Service, sort: str, order: str
+) -> None:
+    """Also with filters, and with another limit for each page."""
+    draw = Random(f"{sort} {order}")  # noqa: S311  a repeatable test
+    steady = {}
+    for _ in range(STEADY):
+        task = await service.create("alice", **made_up(draw))
+        steady[task["id"]] = task
+    async with asyncio.TaskGroup() as group:
+        end = asyncio.Event()
+        for seed in range(2):
+            group.create_task(keep_writing(service, Random(seed), end))  # noqa: S311
+        for _ in range(WALKS):
+            filters = made_up_filters(draw)
+            matching = [task for task in steady.values() if selects(filters, task)]
+            matching.sort(key=lambda task: place(sort, order, task), reverse=order == "desc")
+            seen = await walk(service, draw, sort=sort, order=order, **filters)
+            found = [task for task in seen if task["id"] in steady]
+            assert found == matching, filters
+        end.set()
+
+
+async def walk(service: Service, draw: Random, **params: str) -> list[dict[str, Any]]:
+    """Return the tasks of all pages, each page with a limit of its own."""
+    seen = []
+    path = str(httpx2.URL("/api/tasks", params={**params, "limit": "1"}))
+    while path:
+        path = path.replace("limit=1", f"limit={draw.choice((1, 3, 10))}")
+        answer = await service.client.get(path, headers=bearer("alice"))
+        assert answer.status_code == 200, answer.text
+        seen += answer.json()
+        link = answer.headers.get("link", "").partition(">")[0].removeprefix("<")
+        path = re.sub(r"limit=\d+", "limit=1", link)
+    return seen
 
 
 async def test_limit_may_change_between_pages_and_a_cursor_alone_has_the_largest(
@@ -222,6 +333,7 @@ TEXTS = [
         *[("apfel", [0]), ("ÄPFEL buy", [0]), ("buy vu", []), ("lukasz", [1]), ("Łuk", [1])],
         *[("STRASSE", [2]), ("deja", [3]), ("DÉJÀ  tasks", [3]), ("e", [0, 2, 3]), ("%", [0])],
         *[("_", [0]), ("\\", [2]), ("'", [2]), ('"', [2]), (".*", [3]), ("[a-z]", [3])],
+        *[("´tasks", [3]), ("\u00a0VU\u3000", [3]), ("tasks\u2028from", [3])],
         *[("--", [3]), ("a%b", []), ("{", []), ("apf\u0308el", [0]), ("日", [])],
     ],
 )
@@ -235,6 +347,14 @@ async def test_search_finds_tasks_with_every_word(
     await service.create("bob", title=q)
     answer = await ask(service, "/api/tasks", q=q, order="asc")
     assert [task["id"] for task in answer.json()] == [ids[each] for each in found]
+
+
+async def test_search_stores_each_word_of_a_description_once(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    await service.create("alice", title="to to", description="Äpfel or\n APFEL or\tnot")
+    stored = sql.execute("SELECT title_key, description_key FROM tasks").fetchall()
+    assert stored == [("to to", "apfel or not")]
 
 
 async def test_search_follows_changes(service: Service) -> None:
