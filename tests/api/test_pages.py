@@ -196,6 +196,7 @@ async def walk(service: Service, draw: Random, **params: str) -> list[dict[str, 
         answer = await service.client.get(path, headers=bearer("alice"))
         assert answer.status_code == 200, answer.text
         seen += answer.json()
+        assert len(seen) < 1000, "the walk does not end"
         link = answer.headers.get("link", "").partition(">")[0].removeprefix("<")
         path = re.sub(r"limit=\d+", "limit=1", link)
     return seen
