@@ -17,7 +17,7 @@ from todo_api.tasks import statements
 from todo_api.tasks.fields import WRITABLE
 
 STATEMENTS = {
-    "list": statements.list_tasks(None, "created", None),
+    "list": statements.list_tasks(None, "created", "desc"),
     "get": statements.get_task(),
     "create": statements.add_task(),
     "update": statements.change_task(frozenset({"title", "description", "priority"})),

@@ -32,11 +32,11 @@ citus_coordinator()  # skips the module without a cluster
 TERMS = [statements.Terms(if_match=True), statements.Terms(keyed=True)]
 HOT = [
     statements.get_task(),
-    statements.list_tasks(None, "created", None),
+    statements.list_tasks(None, "created", "desc"),
     statements.list_tasks("incomplete", "updated", "asc"),
-    statements.list_tasks("complete", "priority", None),
+    statements.list_tasks("complete", "priority", "desc"),
     statements.list_tasks(None, "title", "desc"),
-    statements.list_tasks(None, "due_date", None),
+    statements.list_tasks(None, "due_date", "asc"),
     statements.find_tasks("created", "desc"),
     statements.find_tasks("due_date", "asc"),
     statements.add_task(),

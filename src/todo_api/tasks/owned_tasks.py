@@ -182,10 +182,10 @@ class OwnedTasks:
         self, query: TaskQuery, after: Position | None, known: int | None, *, continues: bool
     ) -> TaskList:
         values: dict[str, object] = {"known_version": known}
+        order = direction(query)
         if query.is_plain:
-            statement = statements.list_tasks(status(query), query.sort, query.order)
+            statement = statements.list_tasks(status(query), query.sort, order)
         else:
-            order = direction(query)
             statement = statements.find_tasks(query.sort, order)
             after = after or statements.first_position(query.sort, order)
             values |= _filters(query) | {f"after_{n}": value for n, value in enumerate(after, 1)}

@@ -12,7 +12,7 @@ in a CASE or together with a column.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
@@ -57,7 +57,9 @@ More than a batch can add, so that they do not pile up."""
 
 _OWNER = bindparam("owner", type_=Text())
 _OWNER_HASH: Any = bindparam("owner_hash", type_=LargeBinary())
-_ISSUED_AT = func.to_timestamp(bindparam("issued_at", type_=Float()))
+_ISSUED_AT = bindparam("issued_at", type_=Float())
+"""The token's time of issue, in seconds since 1970."""
+_ISSUED = func.to_timestamp(_ISSUED_AT)
 _NOW: Any = bindparam("now", type_=BigInteger())
 """The program's clock, in milliseconds since 1970."""
 _TASK_ID = bindparam("task_id", type_=BigInteger())
@@ -134,7 +136,7 @@ def _writer(terms: Terms = PLAIN) -> CTE:
         taken: Any = select((col(User.version) - later).label("version"))
         mine: CTE = taken.where(col(User.id) == _OWNER, *unanswered).cte("writer")
         return mine
-    may_write = or_(col(User.tokens_from).is_(None), col(User.tokens_from) <= _ISSUED_AT)
+    may_write = or_(col(User.tokens_from).is_(None), col(User.tokens_from) <= _ISSUED)
     locked = update(User).where(col(User.id) == _OWNER, may_write, *unanswered)
     return locked.values(version=_NEXT_VERSION).returning(col(User.version)).cte("writer")
 
@@ -171,17 +173,36 @@ _NEW: dict[str, Any] = {
 _PRIORITY = func.array_position(
     literal_column(f"ARRAY{list(PRIORITIES)}"), col(Task.priority), type_=Integer()
 )
-_SORT_KEYS: dict[Sort, tuple[list[Any], Order]] = {
-    "created": ([col(Task.created_at)], "desc"),
-    "updated": ([col(Task.updated_at)], "desc"),
-    "title": ([col(Task.title_key).collate("C")], "asc"),
-    # A day comes before its first instant.
-    "due_date": ([col(Task.due_date), not_(col(Task.due_is_day))], "asc"),
-    "priority": ([_PRIORITY], "desc"),
-}
-"""The expressions that each sort compares, and its default direction."""
 
-_MAY_BE_NULL = {"due_date", "priority"}
+
+class _SortKey(NamedTuple):
+    """What a sort compares. Each pair has the value for an ascending and for a descending order."""
+
+    columns: list[Any]
+    before: tuple[list[Any], list[Any]]
+    """Values that come before those of every task."""
+    missing: tuple[str, str] | None = None
+    """SQL of what stands for null in the first column, so that null comes last."""
+
+
+_INSTANTS: tuple[list[Any], list[Any]] = (["-infinity"], ["infinity"])
+_SORT_KEYS: dict[Sort, _SortKey] = {
+    "created": _SortKey([col(Task.created_at)], _INSTANTS),
+    "updated": _SortKey([col(Task.updated_at)], _INSTANTS),
+    # No title is longer than this, or has a later character.
+    "title": _SortKey(
+        [col(Task.title_key).collate("C")], ([""], ["\U0010ffff" * (TITLE_LENGTH + 1)])
+    ),
+    # A day comes before its first instant.
+    "due_date": _SortKey(
+        [col(Task.due_date), not_(col(Task.due_is_day))],
+        (["-infinity", False], ["infinity", True]),
+        missing=("timestamptz 'infinity'", "timestamptz '-infinity'"),
+    ),
+    "priority": _SortKey(
+        [_PRIORITY], ([-1], [len(PRIORITIES) + 2]), missing=(str(len(PRIORITIES) + 1), "0")
+    ),
+}
 
 
 def _as_json(rows: Any) -> Any:
@@ -190,17 +211,16 @@ def _as_json(rows: Any) -> Any:
 
 
 @cache
-def list_tasks(status: Status | None, sort: Sort, order: Order | None) -> Statement:
+def list_tasks(status: Status | None, sort: Sort, order: Order) -> Statement:
     """Select the owner's tasks of one status or of any. The id breaks ties in the same order."""
-    keys, default = _SORT_KEYS[sort]
-    direction = order or default
-    first, *others = (getattr(each, direction)() for each in (*keys, col(Task.id)))
-    if sort in _MAY_BE_NULL:
+    key = _SORT_KEYS[sort]
+    first, *others = (getattr(each, order)() for each in (*key.columns, col(Task.id)))
+    if key.missing:
         first = first.nulls_last()
     tasks = select(*_shown(_TASK.c)).where(_ITS_OWN).order_by(first, *others)
     if status:
         tasks = tasks.where(col(Task.status) == literal_column(f"'{status}'"))
-    name = f"list_{status or 'all'}_by_{sort}_{direction}"
+    name = f"list_{status or 'all'}_by_{sort}_{order}"
     return Statement.compiled(name, _after_version(tasks), streamed=True)
 
 
@@ -226,16 +246,12 @@ def find_tasks(sort: Sort, order: Order) -> Statement:
 
 
 def _keys_without_null(sort: Sort, order: Order) -> list[Any]:
-    """Return a sort's keys, with a last value in place of null."""
-    keys, _ = _SORT_KEYS[sort]
-    down = order == "desc"
-    last: dict[Sort, str] = {
-        "due_date": f"timestamptz '{'-infinity' if down else 'infinity'}'",
-        "priority": str(0 if down else len(PRIORITIES) + 1),
-    }
-    if sort not in last:
-        return keys
-    return [func.coalesce(keys[0], literal_column(last[sort]), type_=keys[0].type), *keys[1:]]
+    """Return the columns of a sort, with a last value in place of null."""
+    first, *others = _SORT_KEYS[sort].columns
+    missing = _SORT_KEYS[sort].missing
+    if missing:
+        first = func.coalesce(first, literal_column(missing[order == "desc"]), type_=first.type)
+    return [first, *others]
 
 
 def _filters() -> list[Any]:
@@ -266,17 +282,7 @@ def _filters() -> list[Any]:
 def first_position(sort: Sort, order: Order) -> list[Any]:
     """Return a position before every task of an order."""
     down = order == "desc"
-    infinity = "infinity" if down else "-infinity"
-    # No title is longer than this, or has a later character.
-    beyond = "\U0010ffff" * (TITLE_LENGTH + 1) if down else ""
-    keys: dict[Sort, list[Any]] = {
-        "created": [infinity],
-        "updated": [infinity],
-        "title": [beyond],
-        "due_date": [infinity, down],
-        "priority": [len(PRIORITIES) + 2 if down else -1],
-    }
-    return [*keys[sort], MAXIMUM_ID if down else 0]
+    return [*_SORT_KEYS[sort].before[down], MAXIMUM_ID if down else 0]
 
 
 def _current_version() -> CTE:
@@ -545,7 +551,7 @@ def why_not_written() -> Statement:
 
     A string is the time, if the token is older than that. A number is the task's version.
     """
-    is_void = func.coalesce(col(Erasure.tokens_from) > _ISSUED_AT, literal_column("true"))
+    is_void = func.coalesce(col(Erasure.tokens_from) > _ISSUED, literal_column("true"))
     mark: Any = select(func.to_json(_utc(col(Erasure.tokens_from))))
     void = mark.where(col(Erasure.user_hash) == _OWNER_HASH, is_void)
     task: Any = select(func.to_json(col(Task.version)))
@@ -557,8 +563,7 @@ def why_not_written() -> Statement:
 def begin_owner() -> Statement:
     """Lock the owner's row, and create it if it is missing (migration 0001)."""
     email = bindparam("email", type_=Text())
-    issued_at = bindparam("issued_at", type_=Float())
-    begun = select(func.begin_owner(_OWNER, email, issued_at, _NOW))
+    begun = select(func.begin_owner(_OWNER, email, _ISSUED_AT, _NOW))
     return Statement.compiled("begin_owner", begun, writes=True)
 
 
