@@ -41,7 +41,7 @@ of 5 seconds, so uvicorn would kill each new worker before it answers.
 """
 
 FAILED_STARTS = 3
-"""After so many failed starts in a row the supervisor gives up, unless another worker serves."""
+"""The supervisor gives up after this many failed starts in a row, unless another worker serves."""
 
 STOP_SECONDS = 10
 """How long a worker may take to stop, in addition to `SHUTDOWN_TIMEOUT`."""
@@ -54,7 +54,7 @@ NEW_OBJECTS_PER_COLLECTION = 50_000
 default of 700 the collector takes 4 % of their CPU (measured)."""
 
 FILE_LIMIT = 65_536
-"""Open files, and so connections, of one process. The usual 1,024 is for select(2)."""
+"""The most open files of a process. Each connection is one. The usual 1,024 is for select(2)."""
 
 
 class Server(uvicorn.Server):
@@ -89,9 +89,9 @@ class _Health:
 class Supervisor(Multiprocess):
     """uvicorn's supervisor of several workers, with a health check of its own.
 
-    uvicorn's check blocks the supervisor, which then cannot stop while a worker starts. If a worker
-    ends before it serves, uvicorn restarts it without limit and logs only INFO. This check logs
-    each replacement, and gives up if no worker serves and three in a row have failed to start.
+    While uvicorn's own check waits for a worker that starts, the supervisor cannot stop. If a
+    worker ends before it serves, uvicorn starts another one without limit, and logs only INFO. This
+    check logs each replacement, and gives up after `FAILED_STARTS`.
 
     The supervisor calls `on_exit` with the id of each worker that has ended.
     """

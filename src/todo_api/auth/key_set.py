@@ -1,4 +1,4 @@
-"""Better Auth's published keys, fetched, cached, and kept through an outage of the issuer.
+"""Better Auth's published keys: fetched, cached, and kept while the issuer does not answer.
 
 A request waits for the issuer only if its token names a key that is not in the cache.
 `jwt.PyJWKClient` is not used, because it blocks the event loop, follows redirects, and does not
@@ -28,7 +28,7 @@ REFRESH_SECONDS = 300.0
 """The time between two fetches, after which a withdrawn key stops working."""
 
 RETRY_SECONDS = 10.0
-"""The time from a failed fetch to the next one."""
+"""The time between a failed fetch and the next one."""
 
 WINDOW_SECONDS = 10.0
 """The service fetches for unknown keys once in this time, because clients can invent key ids."""
@@ -86,7 +86,8 @@ class KeySet:
         self._verifier = verifier
         self._clock = clock
         self._loading: asyncio.Task[bool] | None = None
-        self._asked_at = float("-inf")
+        self._unknown_at = float("-inf")
+        """When an unknown key last caused a fetch."""
         self._fetched_at = float("-inf")
         self._refused: Sequence[str] = ()
         self._clocks: Clocks | None = None
@@ -118,7 +119,7 @@ class KeySet:
     def issuer_ahead(self) -> float:
         """The most seconds that the issuer's clock can be ahead of ours; negative if behind.
 
-        Tokens allow for a difference of `LEEWAY` in both directions, so it is never beyond that.
+        At most `LEEWAY` in both directions, because no token with a larger difference is valid.
         """
         most = self._clocks.most if self._clocks else LEEWAY
         return max(-LEEWAY, min(most, LEEWAY))
@@ -131,9 +132,9 @@ class KeySet:
         """
         if self._loading is None:
             window = WINDOW_SECONDS if self.is_loaded else FIRST_WINDOW_SECONDS
-            if self._clock() - self._asked_at < window:
+            if self._clock() - self._unknown_at < window:
                 return
-            self._asked_at = self._clock()
+            self._unknown_at = self._clock()
         await self._load()
 
     async def _refresh_forever(self) -> None:

@@ -39,14 +39,14 @@ TARGET_BYTES = 8_192
 """Limit of a request target. RFC 9112 (section 3) recommends at least 8,000."""
 
 FIRST_BYTE_SECONDS = 5.0
-"""How long a client may keep a new connection idle. Only a connection that has carried a request
-is kept for `KEEP_ALIVE_TIMEOUT`."""
+"""How long a client may keep a new connection idle. After its first request, it may be idle for
+`KEEP_ALIVE_TIMEOUT`."""
 
 HEAD_SECONDS = 10.0
 """How long a client may take to send a head, from its first byte."""
 
 STALL_SECONDS = 10.0
-"""How long a client may read nothing while the rest of a response waits to be sent."""
+"""How long a client may stop reading before its response is sent completely."""
 
 DISCARD_BYTES = 1_048_576
 DISCARD_SECONDS = 2.0
@@ -204,16 +204,16 @@ class StrictProtocol(HttpToolsProtocol):
         self._head_open = True
         """Whether the head of the request is incomplete."""
         self._framing_bytes = 0
-        """The bytes of this request so far, without its body."""
+        """The bytes of this request so far, except for the content of its body."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._resuming = False
         """Whether a second parser reads the head again, see `_resume_without_upgrade`."""
         self._unanswered: deque[_Exchange] = deque()
         """The requests without a complete response, the oldest first."""
         self._skipped_bytes: int | None = None
-        """The bytes since a response that ended before its request, or None."""
+        """The bytes since a response, while its request has not ended, or None."""
         self._discarded_bytes: int | None = None
-        """The bytes since the last request of this connection, or None."""
+        """The bytes after the last request that this connection serves, or None."""
         self._half_closed = False
         self._refusal: ApiError = BadRequest("The request is not valid HTTP/1.1")
 
@@ -278,8 +278,7 @@ class StrictProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self.pipeline.clear()
         for exchange in self._unanswered:  # uvicorn tells only the newest
-            exchange.disconnected = True
-            exchange.message_event.set()
+            self._disconnect(exchange)
 
     def shutdown(self) -> None:
         """Finish the requests in flight, and end the waits of those that only wait."""
@@ -294,7 +293,7 @@ class StrictProtocol(HttpToolsProtocol):
         self._abort_unless_read()
 
     def _abort_unless_read(self, left_before: int = -1) -> None:
-        """Abort a closing connection if the client stops reading, because closing waits for it."""
+        """Abort a closing connection if the client stops reading, or it would stay open."""
         left = self.transport.get_write_buffer_size()
         if left == left_before:
             self.transport.abort()
@@ -458,19 +457,26 @@ class StrictProtocol(HttpToolsProtocol):
         If earlier requests await their answers, send only those, and close the connection.
         """
         del msg
+        self._discarded_bytes = 0
         if len(self._unanswered) > 1 and self._unanswered[-1].more_body:
             self.pipeline.popleft()  # the newest, which has not started
             self._unanswered.pop()
         if self._unanswered and not self._unanswered[-1].more_body:
             self._unanswered[-1].keep_alive = False
-            self._discarded_bytes = 0
-            return
-        known = self.headers if self._head_open or self._unanswered else None
-        for cycle in self._unanswered:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        self._discarded_bytes = 0
-        self._start_asgi_task(self._refusing_exchange(known or []), self.app)
+        else:
+            self._start_refusal()
+
+    def _start_refusal(self) -> None:
+        """Let the application answer with the refusal, in place of the request under way."""
+        known = self.headers if self._head_open or self._unanswered else []
+        for exchange in self._unanswered:
+            self._disconnect(exchange)
+        self._start_asgi_task(self._refusing_exchange(known), self.app)
+
+    @staticmethod
+    def _disconnect(exchange: _Exchange) -> None:
+        exchange.disconnected = True
+        exchange.message_event.set()
 
     def _refusing_exchange(self, headers: Sequence[tuple[bytes, bytes]]) -> _Exchange:
         """Return a request for the application, which answers it with the refusal and logs it."""
