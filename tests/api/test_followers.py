@@ -13,7 +13,7 @@ import pytest
 
 from support.service import Service, bearer, running_service
 
-ROUNDS = 100
+ROUNDS = 200
 DELAYS = """
     CREATE FUNCTION delay() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN

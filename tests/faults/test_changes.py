@@ -1,8 +1,10 @@
 """The feed of changes on real processes: shutdown, clients that leave, another process, kills."""
 
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import httpx2
 import psycopg
 import pytest
 
+from support.own_postgres import OwnPostgres
 from support.program import Program, serving
 from support.service import SECRET, bearer
 from support.waiting import wait_for
@@ -125,40 +128,64 @@ def _ignoring(client: httpx2.Client, request: httpx2.Request) -> None:
         return
 
 
-def test_follower_survives_kills(tmp_path: Path, variables: Mapping[str, str]) -> None:
-    """The program is killed in the middle of writes, again and again."""
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[OwnPostgres]:
+    postgres = OwnPostgres(tmp_path)
+    yield postgres
+    postgres.stop()
+
+
+def test_follower_survives_kills(tmp_path: Path, own_postgres: OwnPostgres) -> None:
+    """The program and PostgreSQL are killed in turn, in the middle of writes."""
     copy: dict[int, Any] = {}
     cursor: str | None = None
+    variables = {"DATABASE_URL": own_postgres.at("migrated"), "BETTER_AUTH_SECRET": SECRET}
     for number in range(4):
         folder = tmp_path / str(number)
         folder.mkdir()
-        with serving(folder, **variables) as program:
+        with serving(folder, **variables, LOG_LEVEL="error") as program:
             cursor = follow(program, copy, cursor)
-            thread = threading.Thread(target=_write, args=(program, number))
-            thread.start()
-            for _ in range(3):
-                cursor = follow(program, copy, cursor)
-            program.process.kill()
-            program.process.wait()
-            thread.join()
-    with serving(tmp_path, **variables) as program:
+            with writing(program):
+                for _ in range(3):
+                    cursor = follow(program, copy, cursor)
+                if number % 2:
+                    own_postgres.crash(signal.SIGKILL)
+                    own_postgres.start()
+                    wait_for(partial(is_ready, program))
+                    cursor = follow(program, copy, cursor)
+                else:
+                    program.process.kill()
+                    program.process.wait()
+    with serving(tmp_path, **variables, LOG_LEVEL="error") as program:
         follow(program, copy, cursor)
         listed = call(program, "GET", "/api/tasks").json()
         assert copy == {task["id"]: task for task in listed}
-        assert listed
+        assert len(listed) > 20
 
 
-def _write(program: Program, number: int) -> None:
-    """Write until the program is gone."""
-    operations = [{"op": "create", "task": {"title": f"task {number}"}}] * 3
+def is_ready(program: Program) -> bool:
+    return httpx2.get(f"{program.address}/readyz", timeout=20).status_code == 200
+
+
+@contextmanager
+def writing(program: Program) -> Iterator[None]:
+    """Write until the end of the block, whatever the program answers."""
+    ended = threading.Event()
+    thread = threading.Thread(target=write_until, args=(program, ended))
+    thread.start()
     try:
-        for step in range(10_000):
-            results = call(
-                program, "POST", "/api/tasks/batch", json={"operations": operations}
-            ).json()["results"]
-            ids = [result["task"]["id"] for result in results]
-            call(program, "PATCH", f"/api/tasks/{ids[0]}/complete")
-            if step % 2:
-                call(program, "DELETE", f"/api/tasks/{ids[1]}")
-    except httpx2.HTTPError:
-        return
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def write_until(program: Program, ended: threading.Event) -> None:
+    operations = [{"op": "create", "task": {"title": "x"}}] * 3
+    while not ended.is_set():
+        with suppress(httpx2.HTTPError):
+            batch = call(program, "POST", "/api/tasks/batch", json={"operations": operations})
+            if batch.status_code == 200:
+                first, second, _ = (each["task"]["id"] for each in batch.json()["results"])
+                call(program, "PATCH", f"/api/tasks/{first}/complete")
+                call(program, "DELETE", f"/api/tasks/{second}")
