@@ -126,21 +126,24 @@ async def test_follower_ends_with_the_servers_tasks(
         held.execute("SELECT pg_current_xact_id()")
         for number in range(ROUNDS):
             sql.execute(FORGIVE)
-            user = f"user-{number % 7}"
-            copies = [Copy(clients, user, chance) for _ in range(2)]
+            await play_round(clients, f"user-{number % 7}", chance)
 
-            async def writer(user: str = user) -> None:
-                for _ in range(chance.randint(1, 4)):
-                    await write(chance.choice(clients), user, chance)
 
-            async def follower(copy: Copy) -> None:
-                for _ in range(3):
-                    await asyncio.sleep(chance.random() * 0.01)  # a random moment
-                    await copy.follow()
+async def play_round(clients: list[httpx2.AsyncClient], user: str, chance: random.Random) -> None:
+    """Let three writers and two new followers work at once, then compare the copies."""
+    copies = [Copy(clients, user, chance) for _ in range(2)]
 
-            await asyncio.gather(*(writer() for _ in range(3)), *map(follower, copies))
-            for copy in copies:
-                await copy.follow()
-                headers = bearer(user)
-                listed = (await clients[0].get("/api/tasks", headers=headers)).json()
-                assert copy.tasks == {task["id"]: task for task in listed}, number
+    async def writer() -> None:
+        for _ in range(chance.randint(1, 4)):
+            await write(chance.choice(clients), user, chance)
+
+    async def follower(copy: Copy) -> None:
+        for _ in range(3):
+            await asyncio.sleep(chance.random() * 0.01)  # a random moment
+            await copy.follow()
+
+    await asyncio.gather(*(writer() for _ in range(3)), *map(follower, copies))
+    for copy in copies:
+        await copy.follow()
+        listed = (await clients[0].get("/api/tasks", headers=bearer(user))).json()
+        assert copy.tasks == {task["id"]: task for task in listed}

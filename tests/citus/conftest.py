@@ -12,7 +12,7 @@ import pytest
 from support.requirements import citus_coordinator
 from todo_api.database import citus, migrations
 
-TABLES = ("users", "tasks", "tombstones", "erasures", "rate_limits", "restorations")
+TABLES = ("users", "tasks", "tombstones", "answers", "erasures", "rate_limits", "restorations")
 
 pytest.register_assert_rewrite("api")
 

@@ -1,6 +1,7 @@
 """Tests that need a cluster: plans, moves of shards, and the owner's name on other nodes."""
 
 import asyncio
+import random
 import re
 import subprocess
 import time
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 from psycopg.raw_cursor import RawCursor
 
+from api.test_followers import FORGIVE, ROUNDS, play_round
 from support.program import command, environment
 from support.requirements import citus_coordinator
 from support.service import SECRET, Service, bearer, running_service, settings
@@ -32,6 +34,7 @@ citus_coordinator()  # skips the module without a cluster
 TERMS = [statements.Terms(if_match=True), statements.Terms(keyed=True)]
 HOT = [
     statements.get_task(),
+    statements.get_versions(),
     statements.list_tasks(None, "created", "desc"),
     statements.list_tasks("incomplete", "updated", "asc"),
     statements.list_tasks("complete", "priority", "desc"),
@@ -233,6 +236,19 @@ async def test_every_node_refuses_a_token_from_before_an_erasure(
         assert refused.status_code == 401
     assert sql.execute("SELECT FROM users").fetchall() == []
     assert sql.execute("SELECT FROM tasks").fetchall() == []
+
+
+async def test_follower_ends_with_the_tasks_of_all_nodes(
+    services: list[Service], sql: psycopg.Connection, nodes: list[str]
+) -> None:
+    """Writers and followers use both nodes in turn, while a transaction stays open."""
+    chance = random.Random(16)  # noqa: S311  a repeatable test
+    clients = [each.client for each in services]
+    with psycopg.connect(nodes[1]) as held:
+        held.execute("SELECT pg_current_xact_id()")
+        for number in range(ROUNDS):
+            sql.execute(FORGIVE)
+            await play_round(clients, f"user-{number % 7}", chance)
 
 
 async def test_nodes_share_a_rate_limit(nodes: list[str], short_folder: Path) -> None:
