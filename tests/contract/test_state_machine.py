@@ -108,7 +108,8 @@ descriptions = st.none() | st.text(
     st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20
 )
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
-    **{field.name: st.none() for field in BODY_FIELDS},  # for a new field, until it has its own
+    # A new field has these, until it has its own.
+    **{field.name: st.sampled_from([None, field.example]) for field in BODY_FIELDS},
     "title": st.tuples(spaces, words, spaces).map("".join),
     "description": descriptions,
     "status": st.sampled_from(["incomplete", "complete"]),

@@ -8,14 +8,9 @@ from typing import Any
 
 import httpx2
 import schemathesis
+from pydantic import TypeAdapter
 
-from todo_api.tasks.fields import (
-    BODY_FIELDS,
-    DESCRIPTION_LENGTH,
-    TITLE_LENGTH,
-    fold,
-    read_due_date,
-)
+from todo_api.tasks.fields import BODY_FIELDS, TaskField, fold, read_due_date
 
 DUE_DATES = ("2026-12-01", "0001-01-01", "2026-12-01T12:00:00.123456-11:30", "9999-12-31T23:59:59Z")
 WRITABLE = {field.name for field in BODY_FIELDS}
@@ -73,19 +68,25 @@ def keep_batch_rules(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep_rules(body: dict[str, Any], *, changes: bool) -> dict[str, Any]:
-    """Return the body with valid texts, a valid day, agreeing members, and something to change."""
+    """Return the body with valid values, agreeing members, and something to change."""
     body = dict(body)
-    if isinstance(body.get("title"), str):
-        body["title"] = body["title"].strip()[:TITLE_LENGTH] or "x"
-    if isinstance(body.get("description"), str):
-        body["description"] = body["description"][:DESCRIPTION_LENGTH]
-    if isinstance(body.get("due_date"), str) and not is_due_date(body["due_date"]):
-        body["due_date"] = DUE_DATES[len(body["due_date"]) % len(DUE_DATES)]
+    for field in BODY_FIELDS:
+        if field.name in body and not is_valid(field, body[field.name]):
+            body[field.name] = field.example
     if "status" in body and "completed" in body:
         body["completed"] = body["status"] == "complete"
     if changes and not body.keys() & WRITABLE:
         body["priority"] = "low"
     return body
+
+
+def is_valid(field: TaskField, value: object) -> bool:
+    """Tell whether the service accepts a value."""
+    try:
+        TypeAdapter(field.body).validate_python(value)
+    except ValueError:
+        return False
+    return True
 
 
 def is_due_date(text: str) -> bool:

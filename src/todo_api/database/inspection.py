@@ -17,6 +17,12 @@ from todo_api.database.statement import Statement
 from todo_api.errors import StartupError
 from todo_api.settings import Settings
 
+_WRITTEN = (
+    *("title", "title_key", "description", "description_key", "status", "priority", "due_date"),
+    *("due_is_day", "completed_at", "version"),
+)
+"""The columns of a task that both its creation and a change write."""
+
 PRIVILEGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "alembic_version": {"SELECT": ("version_num",)},
     "answers": {
@@ -36,19 +42,9 @@ PRIVILEGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "restorations": {"SELECT": ("version", "restored_at")},
     "tasks": {
-        "SELECT": (
-            *("user_id", "id", "title", "title_key", "description", "description_key", "status"),
-            *("priority", "due_date", "due_is_day", "completed_at", "created_at", "updated_at"),
-            "version",
-        ),
-        "INSERT": (
-            *("user_id", "title", "title_key", "description", "description_key", "status"),
-            *("priority", "due_date", "due_is_day", "completed_at", "version"),
-        ),
-        "UPDATE": (
-            *("title", "title_key", "description", "description_key", "status", "priority"),
-            *("due_date", "due_is_day", "completed_at", "updated_at", "version"),
-        ),
+        "SELECT": ("user_id", "id", "created_at", "updated_at", *_WRITTEN),
+        "INSERT": ("user_id", *_WRITTEN),
+        "UPDATE": ("updated_at", *_WRITTEN),
         "DELETE": (),
     },
     "tombstones": {

@@ -87,7 +87,8 @@ class ServiceRoute(APIRoute):
 class PrivateRoute(ServiceRoute):
     """A route that answers 401 and 403 before it reads anything.
 
-    Its handler's first argument is what the owner of the token may reach, and nothing else is.
+    The first argument of its handler is what `opened_by` returned for the token's owner. A handler
+    can reach nothing else.
     """
 
     handler_arguments = 1
@@ -100,7 +101,7 @@ class PrivateRoute(ServiceRoute):
 
     @classmethod
     def opened_by(cls, authenticator: Authenticator, opener: Callable[[Owner], Any]) -> type[Any]:
-        """Return the route class that authenticates with this, and opens with that."""
+        """Return a route class that gives handlers what `opener` returns for the token's owner."""
         bound = {"authenticator": authenticator, "open": staticmethod(opener)}
         return type(cls.__name__, (cls,), bound)
 

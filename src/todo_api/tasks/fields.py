@@ -98,8 +98,8 @@ _OTHER_LETTER = re.compile(f"[{''.join(_OTHER_LETTERS)}]")
 _COMBINING = [chr(code) for code in range(0x300, 0x20000) if unicodedata.combining(chr(code))]
 _MARKS = re.compile(f"[{''.join(mark for mark in _COMBINING if mark <= LAST_OF_BMP)}]+")
 _RARE_MARKS = re.compile(f"[{''.join(mark for mark in _COMBINING if mark > LAST_OF_BMP)}]+")
-"""Combining marks, such as accents. `re` looks up the characters of a class only in the basic
-multilingual plane, and compares with the others one after another."""
+"""Combining marks, such as accents. In a character class of `re`, those beyond the basic
+multilingual plane are slow, because `re` compares with one after the other."""
 
 
 def fold(text: str) -> str:
@@ -134,23 +134,16 @@ def _undocumented_length(schema: dict[str, Any]) -> None:
     del schema["maxLength"]
 
 
-Title = Annotated[
-    str,
-    StringConstraints(strict=True, min_length=1, max_length=TITLE_LENGTH),
-    Field(json_schema_extra=_undocumented_length),
-    AfterValidator(_without_nul),
-    # Python and pydantic differ in what white space is. The contract is Python's.
-    BeforeValidator(_trim),
-]
-Description = (
-    Annotated[
-        str,
-        StringConstraints(strict=True, max_length=DESCRIPTION_LENGTH),
-        Field(json_schema_extra=_undocumented_length),
-        AfterValidator(_without_nul),
-    ]
-    | None
-)
+def text(maximum: int, *rules: Any, minimum: int = 0) -> Any:
+    """Return the type of a text without NUL, with a length in code points."""
+    length = StringConstraints(strict=True, min_length=minimum, max_length=maximum)
+    schema = Field(json_schema_extra=_undocumented_length)
+    return Annotated[str, length, schema, AfterValidator(_without_nul), *rules]
+
+
+# Python and pydantic differ in what white space is. The contract is Python's.
+Title = text(TITLE_LENGTH, BeforeValidator(_trim), minimum=1)
+Description = text(DESCRIPTION_LENGTH) | None
 Status = Literal["incomplete", "complete"]
 Priority = Literal["low", "medium", "high"] | None
 # Without a format: from a choice of `date` and `date-time`, generators make code that refuses
@@ -176,7 +169,7 @@ class TaskField:
     default: Any = None
     """The value in a new task whose request leaves it out, or `...` if there is none."""
     columns: Callable[[Any], Mapping[str, object]] | None = None
-    """Returns the columns for a value, if that is not the one column of this name."""
+    """Returns the columns that store a value. Without it, that is the column of this name."""
     label: str = ""
     """What messages call it, in place of its name."""
     must_be: str = ""

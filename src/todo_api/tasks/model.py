@@ -48,8 +48,8 @@ class User(SQLModel, table=True):
     changes_from: int = Field(
         default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": sql("0")}
     )
-    """The least version at which a client's copy may have been begun. An older copy may have tasks
-    that went with an erasure, a restored backup or an expired tombstone (ADR 15)."""
+    """A client's copy that was begun at an earlier version is refused. It may still have tasks that
+    went with an erasure, a restored backup or an expired tombstone (ADR 15)."""
     tokens_from: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     """Tokens issued earlier cannot write, because the account was erased before (ADR 6)."""
     created_at: datetime = Field(
@@ -172,8 +172,8 @@ class Task(SQLModel, table=True):
     )
     title: str = Field(sa_type=Text)
     title_key: str = Field(sa_type=Text, sa_column_kwargs={"server_default": sql("''")})
-    """The title folded, for searches and the order by title. The program writes it, so that neither
-    depends on the server's collation."""
+    """The title folded, for searches and the order by title. The program writes it, so that
+    searches and orders are the same for every collation of the server."""
     description: str | None = Field(default=None, sa_type=Text)
     description_key: str | None = Field(default=None, sa_type=Text)
     """The words of the description folded, for searches."""

@@ -325,9 +325,9 @@ class OwnedTasks:
     async def erase_owner(self) -> None:
         """Delete the owner and all their tasks. A repeat with the same token does nothing.
 
-        Tokens that were issued before can no longer write. Their time of issue is by the issuer's
-        clock, so the least valid time of issue is later than now by the most that this clock can
-        be ahead. The token that erases is void too, and so is any other token of its second.
+        Tokens that were issued before can no longer write. The issuer's clock may be ahead of
+        ours, and tokens have its time. So only a token from after now, plus the most that the clock
+        can be ahead, can write again. The token that erases cannot, nor any other of its second.
         """
         self._known_owners.discard(self.owner.id)
         ahead = self._issuer_ahead()

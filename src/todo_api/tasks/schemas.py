@@ -146,7 +146,7 @@ class StatusChange(BaseModel):
 
 
 class Completion(BaseModel):
-    """The state that the task shall have, in place of what the route does without a body."""
+    """The body of a completion, which says whether the task shall be complete."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_document({"completed": True}))
 

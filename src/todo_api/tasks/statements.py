@@ -4,9 +4,11 @@ Each statement is atomic and has the parameter `owner`. It returns rows of one t
 a task as JSON. PostgreSQL makes this text, and the service passes it on unchanged.
 
 A write begins with `_writer`. In the same statement, `_writer` locks the user's row, gives the
-write its version and refuses a void token (ADR 12). Citus limits these statements (ADR 13).
-RETURNING names only plain columns. An UPDATE or DELETE has no volatile function, and no stable one
-in a CASE or together with a column.
+write its version and refuses a void token (ADR 12).
+
+Citus does not run every statement (ADR 13). So RETURNING names only plain columns, and an UPDATE or
+DELETE calls no volatile function. It calls a stable one, such as now(), only outside a CASE and
+without a column as its argument.
 """
 
 from collections.abc import Mapping
@@ -92,7 +94,7 @@ _NEXT_UPDATE = func.greatest(
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The terms of a write: each is a statement of its own, so a plain write pays for none."""
+    """The terms of a write. A plain write does not pay for them: it has a statement of its own."""
 
     if_match: bool = False
     """Whether the task must have one of the versions `if_match`."""
@@ -294,8 +296,8 @@ def _current_version() -> CTE:
 def _after_version(tasks: Any, *, counts: bool = False) -> Any:
     """Select the version first, and the tasks only if the client sent another version.
 
-    The comparison of versions does not depend on the tasks, so PostgreSQL reads none of them if it
-    fails. With `counts`, the number of matches comes before the tasks if the client asks for it.
+    If the versions are equal, PostgreSQL reads no task, because the comparison is the same for all
+    of them. With `counts`, the number of matches comes before the tasks if the client asks for it.
     """
     current = _current_version()
     is_new = select(current.c.version).scalar_subquery().is_distinct_from(_KNOWN_VERSION)
