@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from soak.clients import Connections
+from soak.calls import Connections
 from support.network import Network
 from support.own_postgres import OwnPostgres
 from support.program import Program, serving
