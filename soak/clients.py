@@ -21,6 +21,7 @@ TASKS_AT_MOST = 40
 """The most tasks of one client, so that lists stay short."""
 
 Statuses = AbstractSet[int]
+Fields = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class Step:
     write: Write | None = None
     status: int | None = None
     """The error with which it fails on purpose."""
+
+    @property
+    def may_miss(self) -> bool:
+        """Whether the task may have another version than the operation demands."""
+        if self.task is None or self.write is None or self.write.version is None:
+            return False
+        return not self.task.is_certain
 
 
 class Client(Caller):
@@ -156,20 +164,17 @@ class Client(Caller):
             return
         text, completed = self._new_text(), self._chance(0.5)
         status = "complete" if completed else "incomplete"
-        verb, path, body, values = self._random.choice(
-            [
-                ("PUT", "", {"description": text}, {"description": text}),
-                ("PATCH", "", {"description": text}, {"description": text}),
-                (
-                    "PUT",
-                    "",
-                    {"title": task.title, "description": text, "status": status},
-                    {"description": text, "completed": completed},
-                ),
-                ("PATCH", "/complete", {"completed": completed}, {"completed": completed}),
-                ("PATCH", "/status", {"status": status}, {"completed": completed}),
-            ]
-        )
+        described: Fields = {"description": text}
+        finished: Fields = {"completed": completed}
+        whole: Fields = {"title": task.title, "description": text, "status": status}
+        changes: list[tuple[str, str, Fields, Fields]] = [
+            ("PUT", "", described, described),
+            ("PATCH", "", described, described),
+            ("PUT", "", whole, described | finished),
+            ("PATCH", "/complete", finished, finished),
+            ("PATCH", "/status", {"status": status}, finished),
+        ]
+        verb, path, body, values = self._random.choice(changes)
         await self._write(task, verb, path, Write(values), json=body)
 
     async def _delete(self) -> None:
@@ -240,9 +245,7 @@ class Client(Caller):
         statuses: set[int] = {steps[number].status or 0 for number in failing} or {200}
         if any(step.task and step.task.may_be_deleted for step in steps):
             statuses.add(404)
-        if any(
-            step.task and step.write and self._may_miss(step.task, step.write) for step in steps
-        ):
+        if any(step.may_miss for step in steps):
             statuses.add(412)
         headers = self._maybe_key()
         body = {"operations": [step.operation for step in steps]}
@@ -254,11 +257,6 @@ class Client(Caller):
             self._take_results(steps, answer.json()["results"])
         else:
             self._take_refusal(steps, failing, answer)
-
-    @staticmethod
-    def _may_miss(task: Task, write: Write) -> bool:
-        """Return whether the task may have another version than the write demands."""
-        return write.version is not None and not task.is_certain
 
     def _planned(self) -> list[Step]:
         """Choose the operations of a batch."""
@@ -277,14 +275,13 @@ class Client(Caller):
 
     def _operation_on(self, task: Task) -> Step:
         text = self._new_text()
-        operation, values = self._random.choice(
-            [
-                ({"op": "update", "task": {"description": text}}, {"description": text}),
-                ({"op": "complete"}, {"completed": True}),
-                ({"op": "reopen"}, {"completed": False}),
-                ({"op": "delete"}, None),
-            ]
-        )
+        operations: list[tuple[Fields, Fields | None]] = [
+            ({"op": "update", "task": {"description": text}}, {"description": text}),
+            ({"op": "complete"}, {"completed": True}),
+            ({"op": "reopen"}, {"completed": False}),
+            ({"op": "delete"}, None),
+        ]
+        operation, values = self._random.choice(operations)
         write = Write(values)
         condition = {}
         if self._chance(0.4):

@@ -46,9 +46,7 @@ def compared(
     differences = [
         difference
         for user, copy in copies.items()
-        for difference in _differences(
-            user, copy, [row for row in stored if row["user_id"] == user]
-        )
+        for difference in _differences(user, copy, stored)
     ]
     yield none_of(COPIES, differences, stored)
 
@@ -105,7 +103,7 @@ def _compared_values(ledger: Ledger, stored: Sequence[Row]) -> Iterator[Check]:
 
 def _differences(user: str, copy: Mapping[int, Row], stored: Sequence[Row]) -> Iterator[str]:
     """Return how the copy of a user's tasks differs from the stored ones."""
-    by_id = {row["id"]: row for row in stored}
+    by_id = {row["id"]: row for row in stored if row["user_id"] == user}
     for number in copy.keys() - by_id.keys():
         yield f"{user} has task {number}, which is not stored"
     for number in by_id.keys() - copy.keys():

@@ -78,8 +78,10 @@ class Soak:
         stopped = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self.watch.run())
-            for caller in (*self.clients, *self.followers):
-                tasks.create_task(caller.run(stopped.is_set))
+            for client in self.clients:
+                tasks.create_task(client.run(stopped.is_set))
+            for follower in self.followers:
+                tasks.create_task(follower.run(stopped.is_set))
             end = time.monotonic() + seconds
             await self.faults.run(lambda: time.monotonic() > end)
             await self._recover()
