@@ -148,7 +148,12 @@ class Caller:
         return outcome.fate, outcome.answer
 
     async def _send_some(self, request: Request, *, unsent: bool) -> Outcome:
-        """Send a request with a key, sometimes twice at once. `unsent` if it never was before."""
+        """Send a request with a key, sometimes twice at once, sometimes without patience.
+
+        `unsent` says that no earlier attempt can have been carried out.
+        """
+        if self._chance(0.1):
+            return await self._hang_up(request)
         if self._chance(0.1):
             self._ledger.events["twins"] += 1
             both = await asyncio.gather(self._send(request), self._send(request))
@@ -162,6 +167,15 @@ class Caller:
             if unsent:
                 self._ledger.violated(REPEATED, f"{request}: replayed at the first attempt")
         return outcome
+
+    async def _hang_up(self, request: Request) -> Outcome:
+        """Send a request, and close the connection soon, with or without an answer."""
+        try:
+            async with asyncio.timeout(self._random.uniform(0, 0.02)):
+                return await self._send(request)
+        except TimeoutError:
+            self._ledger.events["hang-ups"] += 1
+            return Outcome(Fate.UNKNOWN, may_be_repeated=True)
 
     async def _repeat_earlier(self) -> None:
         """Repeat an acknowledged write, whatever has happened since."""
