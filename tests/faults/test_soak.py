@@ -110,7 +110,10 @@ async def used(address: str) -> Calm:
     def stopped() -> bool:
         return ledger.fates.total() >= REQUESTS
 
-    await asyncio.gather(*(each.run(stopped) for each in (*clients, *followers)))
+    await asyncio.gather(
+        *(client.run(stopped) for client in clients),
+        *(follower.run(stopped) for follower in followers),
+    )
     for follower in followers:
         await follower.finish(10)
     await connections.close()
