@@ -1,7 +1,8 @@
 """`make soak`: clients send requests while random faults hit the program and its database.
 
 The program runs two workers, on its own durable PostgreSQL behind a proxy. The clients record every
-answer in a ledger. At the end, the test compares the ledger with the database.
+answer in a ledger, and repeat writes with a key until they have an answer. One follower for each
+user keeps a copy of the tasks. At the end, the test compares ledger and copies with the database.
 """
 
 import argparse
