@@ -42,8 +42,8 @@ REQUESTS = 600
 Copies = Mapping[str, dict[int, dict[str, Any]]]
 
 
-def run(module: str, *arguments: str) -> str:
-    """Run one of them and return its table, and show it if it says FAIL."""
+def run(module: str, *arguments: str) -> None:
+    """Run one of them, and show its table if it says FAIL."""
     finished = subprocess.run(
         [sys.executable, "-m", module, "--counts-alone", *arguments],
         cwd=ROOT,
@@ -52,7 +52,6 @@ def run(module: str, *arguments: str) -> str:
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    return finished.stdout
 
 
 def test_excess_requests_are_refused_in_shape_and_never_reach_the_database() -> None:
@@ -60,10 +59,7 @@ def test_excess_requests_are_refused_in_shape_and_never_reach_the_database() -> 
 
 
 def test_every_acknowledged_operation_is_stored_whatever_breaks() -> None:
-    table = run("soak.soak", "--minutes", "0.06", "--seed", "3")
-    events = next(line for line in table.splitlines() if line.startswith("events:"))
-    for event in ("304", "412", "422", "twins", "repeats of lost answers", "changes followed"):
-        assert f" {event}" in events
+    run("soak.soak", "--minutes", "0.06", "--seed", "3")
 
 
 @dataclass
@@ -129,6 +125,17 @@ def failed(calm: Calm, stored: list[dict[str, Any]]) -> set[str]:
 def test_calm_run_breaks_no_promise(calm: Calm, calm_url: str) -> None:
     assert calm.ledger.violations == {}
     assert failed(calm, rows(calm_url, STORED)) == set()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        *("304", "412", "twins", "hang-ups", "changes followed"),
+        *("repeats of lost answers", "repeats of acknowledged writes"),
+    ],
+)
+def test_calm_run_contains_every_kind_of_request(calm: Calm, event: str) -> None:
+    assert calm.ledger.events[event] > 0
 
 
 def lose_keyed_task(calm: Calm, sql: psycopg.Connection[Any]) -> None:
@@ -257,17 +264,18 @@ ChangesPage.shown = without_deletions
 
 
 @pytest.mark.parametrize(
-    ("defect", "promise"),
+    ("defect", "broken"),
     [
-        pytest.param(CHANGES_ALWAYS, KEPT, id="changes always"),
-        pytest.param(FORGETS_KEYS, REPEATED, id="forgets keys"),
-        pytest.param(ALWAYS_UNCHANGED, KEPT, id="always unchanged"),
-        pytest.param(WRITES_HALF_BATCHES, REFUSED, id="writes half batches"),
-        pytest.param(HIDES_DELETIONS, COPIES, id="hides deletions"),
+        pytest.param(CHANGES_ALWAYS, {KEPT}, id="changes always"),
+        pytest.param(FORGETS_KEYS, {REPEATED}, id="forgets keys"),
+        pytest.param(ALWAYS_UNCHANGED, {KEPT}, id="always unchanged"),
+        pytest.param(WRITES_HALF_BATCHES, {KEPT, REFUSED}, id="writes half batches"),
+        pytest.param(HIDES_DELETIONS, {COPIES}, id="hides deletions"),
     ],
 )
 def test_verdict_finds_a_defect_of_the_service(
-    database_url: str, tmp_path: Path, defect: str, promise: str
+    database_url: str, tmp_path: Path, defect: str, broken: set[str]
 ) -> None:
     calm = calm_run(database_url, tmp_path, defect)
-    assert promise in failed(calm, rows(database_url, STORED)) | calm.ledger.violations.keys()
+    found = failed(calm, rows(database_url, STORED)) | calm.ledger.violations.keys()
+    assert found & broken
