@@ -29,7 +29,7 @@ TERMINATE = f"SELECT pg_terminate_backend(pid) FROM ({SESSIONS}) AS session"  # 
 COMPLAINT = re.compile(r"unexpected error.*|(?<=^Traceback)(?:.*\n[ \t])+.*\n.*", re.MULTILINE)
 
 RARELY = {"worker killed", "program replaced"}
-EVERY = 5
+EVERY = 8
 """Rare faults happen once in this many rounds, so that some processes live long enough to watch."""
 
 
