@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 
+import httpx2
 import psutil
 import psycopg
 
@@ -33,6 +34,10 @@ EVERY = 8
 """Rare faults happen once in this many rounds, so that some processes live long enough to watch."""
 
 
+START = 30.0
+"""Seconds that a worker may need to start, on a busy machine."""
+
+
 class Copies:
     """The program, one copy after another. The clients always use the newest copy."""
 
@@ -47,12 +52,13 @@ class Copies:
         self.program: Program | None = None
 
     async def start(self) -> None:
-        """Start a copy, and send the clients to it."""
+        """Start a copy, and send the clients to it once a worker answers."""
         self._started += 1
         folder = self._folder / f"copy-{self._started}"
         folder.mkdir()
         serve = serving(folder, **self._variables)
         self.program = await asyncio.to_thread(self._stack.enter_context, serve)
+        await asyncio.to_thread(httpx2.get, f"{self.program.address}/livez", timeout=START)
         self._connections.lead_to(self.program.address)
 
     async def replace(self) -> None:
