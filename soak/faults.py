@@ -58,7 +58,8 @@ class Copies:
         folder.mkdir()
         serve = serving(folder, **self._variables)
         self.program = await asyncio.to_thread(self._stack.enter_context, serve)
-        await asyncio.to_thread(httpx2.get, f"{self.program.address}/livez", timeout=START)
+        alive = f"{self.program.address}/livez"
+        await asyncio.to_thread(httpx2.get, alive, timeout=START, trust_env=False)
         self._connections.lead_to(self.program.address)
 
     async def replace(self) -> None:

@@ -9,7 +9,7 @@ from statistics import linear_regression
 
 import psutil
 
-SETTLED = 30.0
+SETTLED = 40.0
 """Seconds that a process needs to import modules and fill its caches (measured: 20 to 40)."""
 
 LONG_ENOUGH = 20.0
