@@ -1,10 +1,11 @@
 """Clients that act like users, at random, and compare every answer with what they know."""
 
 import asyncio
-import random
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from hashlib import blake2b
 from http import HTTPStatus
 from itertools import count
 from typing import Any
@@ -12,77 +13,63 @@ from urllib.parse import quote
 
 import httpx2
 
-from soak.ledger import Fate, Ledger, Register, Task
-from support.service import token
-from todo_api.tasks.fields import BY_NAME
+from soak.calls import KEPT, Caller, Connections
+from soak.ledger import Fate, Ledger, Task, Text, Write
+from todo_api.tasks.fields import MAXIMUM_ID
 
-SHAPE = "every answer has the shape of the contract"
-DEADLINE = "every request gets an answer in time"
-OWN = "users see only their own tasks"
-KEPT = "every answer agrees with earlier acknowledgements"
-
-UNKNOWN = {HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE}
 TASKS_AT_MOST = 40
 """The most tasks of one client, so that lists stay short."""
 
-TOKEN_USES = 20
-"""A client uses a token for this many requests."""
+Statuses = AbstractSet[int]
+Fields = dict[str, object]
 
 
-class Connections:
-    """HTTP connections to the running copy of the program."""
+@dataclass(frozen=True)
+class Step:
+    """One operation of a batch, and what it does if the batch succeeds."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._clients: list[httpx2.AsyncClient] = []
-
-    def lead_to(self, address: str) -> None:
-        """Send all later requests to this address."""
-        limits = httpx2.Limits(max_connections=None, keepalive_expiry=1)
-        client = httpx2.AsyncClient(
-            base_url=address, timeout=self._seconds, trust_env=False, limits=limits
-        )
-        self._clients.append(client)
+    operation: dict[str, Any]
+    title: str | None = None
+    """The title of the task that it creates."""
+    task: Task | None = None
+    """The task that it writes to."""
+    write: Write | None = None
+    status: int | None = None
+    """The error with which it fails on purpose."""
 
     @property
-    def client(self) -> httpx2.AsyncClient:
-        """The client for the newest address."""
-        return self._clients[-1]
-
-    async def close(self) -> None:
-        """Close all clients."""
-        for client in self._clients:
-            await client.aclose()
+    def may_miss(self) -> bool:
+        """Whether the task may have another version than the operation demands."""
+        if self.task is None or self.write is None or self.write.version is None:
+            return False
+        return not self.task.is_certain
 
 
-class Client:
+class Client(Caller):
     """One of a user's clients. Only this client writes to the tasks that it created."""
 
     def __init__(
         self, name: str, user: str, connections: Connections, ledger: Ledger, seed: str
     ) -> None:
-        self._name = name
-        self._user = user
-        self._connections = connections
-        self._ledger = ledger
-        self._random = random.Random(seed)  # noqa: S311  no secret
+        super().__init__(name, user, connections, ledger, seed)
         self._numbers = count()
         self._tasks: list[Task] = []
         self._gone: set[int] = set()
-        self._uses = 0
-        self.successes = 0
+        self._list_seen: tuple[str, list[dict[str, Any]]] | None = None
 
     async def run(self, stopped: Callable[[], bool]) -> None:
         """Send random requests, one after another."""
+        self._stopped = stopped
         weights = {
-            self._create: 25,
-            self._read: 20,
-            self._list: 10,
-            self._change: 20,
-            self._complete: 10,
-            self._delete: 10,
+            self._create: 20,
+            self._read: 15,
+            self._list: 12,
+            self._change: 30,
+            self._delete: 8,
+            self._send_batch: 12,
+            self._repeat_earlier: 8,
             self._trespass: 3,
-            self._be_refused: 2,
+            self._be_refused: 4,
         }
         while not stopped():
             operation = self._random.choices(list(weights), list(weights.values()))[0]
@@ -92,18 +79,24 @@ class Client:
     async def _create(self) -> None:
         if len(self._tasks) >= TASKS_AT_MOST:
             return
-        title = f"{self._name} {next(self._numbers)}"
-        fate, answer = await self._ask("POST", "", {201}, json={"title": title})
+        title, headers = self._new_name(), self._maybe_key()
+        fate, answer = await self._ask("POST", "", {201}, headers, json={"title": title})
+        self._record_creation(title, fate, is_keyed="Idempotency-Key" in headers)
+        if answer is not None:
+            self._add(title, answer.json())
+
+    def _record_creation(self, title: str, fate: Fate, *, is_keyed: bool) -> None:
         self._ledger.titles[title] = fate
-        if answer is None:
-            return
-        made = answer.json()
+        if is_keyed:
+            self._ledger.keyed.add(title)
+
+    def _add(self, title: str, made: dict[str, Any]) -> None:
+        """Take over a task whose creation was acknowledged."""
         task = Task(
             id=made["id"],
             owner=self._user,
             title=title,
-            description=Register(None),
-            completed=Register(known=False),
+            values={"description": None, "completed": False},
             updated_at=made["updated_at"],
             version=made["version"],
         )
@@ -112,53 +105,244 @@ class Client:
         self._compare(task, made)
 
     async def _read(self) -> None:
-        if task := self._some_task():
-            _, answer = await self._ask("GET", f"/{task.id}", self._statuses(task, 200))
-            self._take(task, answer)
+        """Read a task, sometimes with the tag of its last or of an earlier version."""
+        if not (task := self._some_task()):
+            return
+        statuses, headers = {200}, {}
+        if self._chance(0.3):
+            headers, statuses = self._if_none_match(task.version), {200, 304}
+        elif task.former_versions and self._chance(0.3):
+            headers = self._if_none_match(self._random.choice(task.former_versions))
+        fate, answer = await self._ask("GET", f"/{task.id}", self._or_gone(task, statuses), headers)
+        if fate is Fate.REFUSED:
+            self._forget(task)
+        elif answer is not None and answer.status_code != HTTPStatus.NOT_MODIFIED:
+            self._compare(task, answer.json())
+
+    @staticmethod
+    def _if_none_match(version: int) -> dict[str, str]:
+        return {"If-None-Match": f'"{version}"'}
 
     async def _list(self) -> None:
-        _, answer = await self._ask("GET", "", {200})
+        """Read the whole list, or ask whether the last one is still true."""
+        known = self._list_seen if self._chance(0.6) else None
+        headers = {"If-None-Match": known[0]} if known else {}
+        _, answer = await self._ask("GET", "", {200, 304} if known else {200}, headers)
         if answer is None:
             return
-        shown = {task["id"]: task for task in answer.json()}
-        if len(shown) != len(answer.json()):
+        if known and answer.status_code == HTTPStatus.NOT_MODIFIED:
+            self._compare_list(known[1])
+            return
+        self._check_tag(answer)
+        self._list_seen = answer.headers["etag"], answer.json()
+        self._compare_list(answer.json())
+
+    def _check_tag(self, answer: httpx2.Response) -> None:
+        """Check that the tag of a list never stands for another list."""
+        tag, digest = answer.headers["etag"], blake2b(answer.content, digest_size=16).digest()
+        if self._ledger.lists.setdefault(tag, digest) != digest:
+            self._ledger.violated(KEPT, f"two lists have the tag {tag}")
+
+    def _compare_list(self, tasks: list[dict[str, Any]]) -> None:
+        """Compare the user's list, as it is now, with the tasks of this client."""
+        shown = {task["id"]: task for task in tasks}
+        if len(shown) != len(tasks):
             self._ledger.violated(KEPT, "a list contains a task twice")
         for number in self._gone & shown.keys():
             self._ledger.violated(KEPT, f"task {number} is in a list after its deletion")
-        for task in self._tasks:
+        for task in list(self._tasks):
             if task.id in shown:
                 self._compare(task, shown[task.id])
-            elif task.deleted is Fate.REFUSED:
+            elif task.may_be_deleted:
+                self._forget(task)
+            else:
                 self._ledger.violated(KEPT, f"task {task.id} is missing from a list")
 
     async def _change(self) -> None:
-        if task := self._some_task():
-            text = f"{self._name} wrote {next(self._numbers)}"
-            fate, answer = await self._ask(
-                "PUT", f"/{task.id}", self._statuses(task, 200), json={"description": text}
-            )
-            task.description.write(text, fate)
-            self._take(task, answer)
-
-    async def _complete(self) -> None:
-        if task := self._some_task():
-            completed = self._random.random() < 0.5  # noqa: PLR2004  as often as not
-            fate, answer = await self._ask(
-                "PATCH",
-                f"/{task.id}/complete",
-                self._statuses(task, 200),
-                json={"completed": completed},
-            )
-            task.completed.write(completed, fate)
-            self._take(task, answer)
+        """Change one or two fields of a task, on one of the routes that can."""
+        if not (task := self._some_task()):
+            return
+        text, completed = self._new_text(), self._chance(0.5)
+        status = "complete" if completed else "incomplete"
+        described: Fields = {"description": text}
+        finished: Fields = {"completed": completed}
+        whole: Fields = {"title": task.title, "description": text, "status": status}
+        changes: list[tuple[str, str, Fields, Fields]] = [
+            ("PUT", "", described, described),
+            ("PATCH", "", described, described),
+            ("PUT", "", whole, described | finished),
+            ("PATCH", "/complete", finished, finished),
+            ("PATCH", "/status", {"status": status}, finished),
+        ]
+        verb, path, body, values = self._random.choice(changes)
+        await self._write(task, verb, path, Write(values), json=body)
 
     async def _delete(self) -> None:
         if task := self._some_task():
-            fate, answer = await self._ask("DELETE", f"/{task.id}", self._statuses(task, 204))
-            if fate is Fate.UNKNOWN:
-                task.deleted = fate
-            elif answer is not None:
+            await self._write(task, "DELETE", "", Write(None))
+
+    async def _write(self, task: Task, verb: str, path: str, write: Write, **body: Any) -> None:
+        """Send a write, often with a condition and a key, and record its outcome."""
+        success = 204 if verb == "DELETE" else 200
+        version, headers, statuses = self._maybe_condition(task, success)
+        write.version = version
+        headers |= self._maybe_key()
+        fate, answer = await self._ask(
+            verb, f"/{task.id}{path}", self._or_gone(task, statuses), headers, **body
+        )
+        self._record(task, write, fate)
+        if answer is None:
+            return
+        if answer.status_code == HTTPStatus.NOT_FOUND:
+            self._forget(task)
+        elif answer.status_code == HTTPStatus.PRECONDITION_FAILED:
+            self._check_refusal(task, version, answer)
+        elif fate is Fate.DONE and write.values is not None:
+            self._compare(task, answer.json(), write)
+
+    def _maybe_condition(
+        self, task: Task, success: int
+    ) -> tuple[int | None, dict[str, str], Statuses]:
+        """Choose an `If-Match` or none. Return its version, the header and the statuses."""
+        chosen = self._random.random()
+        if chosen < 0.4:  # noqa: PLR2004
+            statuses = {success} if task.is_certain else {success, 412}
+            return task.version, {"If-Match": f'"{task.version}"'}, statuses
+        if chosen < 0.6 and task.former_versions:  # noqa: PLR2004
+            stale = self._random.choice(task.former_versions)
+            return stale, {"If-Match": f'"{stale}"'}, {412}
+        return None, {"If-Match": "*"} if chosen > 0.95 else {}, {success}  # noqa: PLR2004
+
+    def _maybe_key(self) -> dict[str, str]:
+        if self._chance(0.5):
+            return {}
+        return {"Idempotency-Key": f"{self._name.encode().hex()}-{next(self._numbers)}"}
+
+    def _record(self, task: Task, write: Write, fate: Fate) -> None:
+        """Record the outcome of a write to a task."""
+        if write.values is None:
+            if fate is Fate.DONE:
                 self._forget(task)
+        elif text := write.values.get("description"):
+            self._ledger.texts[str(text)] = Text(task.id, fate)
+        if fate is Fate.UNKNOWN and write.version in {None, task.version}:
+            task.unknown.append(write)
+
+    def _check_refusal(self, task: Task, version: int | None, answer: httpx2.Response) -> None:
+        """Check the version that a 412 names: not the demanded one, and none from the past."""
+        current = int(answer.headers["etag"].strip('"'))
+        if current == version:
+            self._ledger.violated(KEPT, f"task {task.id}: 412 for its own version {version}")
+        if current < task.version or (task.is_certain and current != task.version):
+            self._ledger.violated(
+                KEPT, f"task {task.id}: 412 names version {current}, not {task.version}"
+            )
+
+    async def _send_batch(self) -> None:
+        """Send some operations at once, sometimes with one that must fail."""
+        steps = self._planned()
+        failing = [number for number, step in enumerate(steps) if step.status]
+        statuses: set[int] = {steps[number].status or 0 for number in failing} or {200}
+        if any(step.task and step.task.may_be_deleted for step in steps):
+            statuses.add(404)
+        if any(step.may_miss for step in steps):
+            statuses.add(412)
+        headers = self._maybe_key()
+        body = {"operations": [step.operation for step in steps]}
+        fate, answer = await self._ask("POST", "/batch", statuses, headers, json=body)
+        self._record_batch(steps, fate, is_keyed="Idempotency-Key" in headers)
+        if answer is None:
+            return
+        if fate is Fate.DONE:
+            self._take_results(steps, answer.json()["results"])
+        else:
+            self._take_refusal(steps, failing, answer)
+
+    def _planned(self) -> list[Step]:
+        """Choose the operations of a batch."""
+        room = TASKS_AT_MOST - len(self._tasks)
+        steps = [self._creation() for _ in range(min(room, self._random.randint(0, 3)))]
+        some = self._random.sample(self._tasks, min(len(self._tasks), self._random.randint(0, 3)))
+        steps += [self._operation_on(task) for task in some]
+        self._random.shuffle(steps)
+        if not steps or self._chance(0.2):
+            steps.insert(self._random.randint(0, len(steps)), self._failure(some))
+        return steps
+
+    def _creation(self) -> Step:
+        title = self._new_name()
+        return Step({"op": "create", "task": {"title": title}}, title=title)
+
+    def _operation_on(self, task: Task) -> Step:
+        text = self._new_text()
+        operations: list[tuple[Fields, Fields | None]] = [
+            ({"op": "update", "task": {"description": text}}, {"description": text}),
+            ({"op": "complete"}, {"completed": True}),
+            ({"op": "reopen"}, {"completed": False}),
+            ({"op": "delete"}, None),
+        ]
+        operation, values = self._random.choice(operations)
+        write = Write(values)
+        condition = {}
+        if self._chance(0.4):
+            write.version = task.version
+            condition = {"if_match": task.version}
+        return Step({"id": task.id, **operation, **condition}, task=task, write=write)
+
+    def _failure(self, used: list[Task]) -> Step:
+        """Choose an operation that the service must refuse, and with it the whole batch.
+
+        It is not on a task that the batch uses, because the batch may delete that first.
+        """
+        choices = [
+            Step({"op": "create", "task": {"title": " "}}, status=400),
+            Step({"op": "complete", "id": MAXIMUM_ID}, status=404),
+        ]
+        stale = [
+            task
+            for task in self._tasks
+            if task.former_versions and not task.may_be_deleted and task not in used
+        ]
+        if stale:
+            task = self._random.choice(stale)
+            version = self._random.choice(task.former_versions)
+            choices.append(Step({"op": "complete", "id": task.id, "if_match": version}, status=412))
+        return self._random.choice(choices)
+
+    def _record_batch(self, steps: list[Step], fate: Fate, *, is_keyed: bool) -> None:
+        """Record what a batch may have written."""
+        titles = [step.title for step in steps if step.title]
+        self._ledger.batches.append(titles)
+        for title in titles:
+            self._record_creation(title, fate, is_keyed=is_keyed)
+        for step in steps:
+            if step.task and step.write:
+                self._record(step.task, step.write, fate)
+
+    def _take_results(self, steps: list[Step], results: list[dict[str, Any]]) -> None:
+        """Compare the results of a batch with its operations."""
+        if len(results) != len(steps):
+            self._ledger.violated(KEPT, f"{len(results)} results for {len(steps)} operations")
+            return
+        for step, result in zip(steps, results, strict=True):
+            if step.title:
+                self._add(step.title, result["task"])
+            elif step.task and step.write and step.write.values is not None:
+                self._compare(step.task, result["task"], step.write)
+            elif step.task and result != {"deleted": step.task.id}:
+                self._ledger.violated(KEPT, f"the result of a deletion is {result}")
+
+    def _take_refusal(self, steps: list[Step], failing: list[int], answer: httpx2.Response) -> None:
+        """Check which operation failed: the one that must, or one with an unknown outcome."""
+        number = answer.json().get("operation")
+        if number in failing and steps[number].status == answer.status_code:
+            return
+        step = steps[number] if number in range(len(steps)) else None
+        if step and step.task and step.write and not step.task.is_certain:
+            if answer.status_code == HTTPStatus.NOT_FOUND:
+                self._forget(step.task)
+            return
+        self._ledger.violated(KEPT, f"a batch failed at operation {number}: {answer.text:.200}")
 
     async def _trespass(self) -> None:
         """Request another user's task, by its id or by its path."""
@@ -168,120 +352,59 @@ class Client:
         task = self._random.choice(others)
         verb = self._random.choice(("GET", "PUT", "DELETE"))
         body = {"json": {"title": "not mine"}} if verb == "PUT" else {}
-        if self._random.random() < 0.5:  # noqa: PLR2004  as often as not
-            await self._ask(verb, f"/api/tasks/{task.id}", {404}, **body)
+        headers = {} if verb == "GET" else self._random.choice(({}, {"If-Match": "*"}))
+        if self._chance(0.5):
+            await self._ask(verb, f"/api/tasks/{task.id}", {404}, headers, **body)
         else:
-            await self._ask(
-                verb, f"/api/{quote(task.owner, safe='')}/tasks/{task.id}", {403}, **body
-            )
+            path = f"/api/{quote(task.owner, safe='')}/tasks/{task.id}"
+            await self._ask(verb, path, {403}, headers, **body)
 
     async def _be_refused(self) -> None:
         """Send a creation that the service must refuse."""
-        title = f"{self._name} {next(self._numbers)}"
-        status, options = self._random.choice(
+        title = self._new_name()
+        body: dict[str, Any] = {"title": title}
+        expired = self._bearer(exp=int(time.time()) - 3600)
+        status, headers, more = self._random.choice(
             [
-                (401, {"headers": {"Authorization": "Bearer nobody"}}),
-                (401, {"headers": self._bearer(exp=int(time.time()) - 3600)}),
-                (400, {"json": {"title": title, "priority": "none"}}),
+                (401, {"Authorization": "Bearer nobody"}, {}),
+                (401, expired, {}),
+                (400, {}, {"priority": "none"}),
+                (400, {"Idempotency-Key": ""}, {}),
+                (422, self._used_key(), {}),
             ]
         )
-        fate, _ = await self._ask("POST", "", {status}, **{"json": {"title": title}, **options})
+        if status == HTTPStatus.UNPROCESSABLE_ENTITY and not headers:
+            return
+        fate, _ = await self._ask("POST", "", {status}, headers, json=body | more)
         self._ledger.titles[title] = fate
+
+    def _used_key(self) -> dict[str, str]:
+        """Return the key of another write, if there is one."""
+        if not self._answered:
+            return {}
+        request, _ = self._random.choice(self._answered)
+        return {"Idempotency-Key": request.headers["Idempotency-Key"]}
+
+    def _new_name(self) -> str:
+        return f"{self._name} {next(self._numbers)}"
+
+    def _new_text(self) -> str:
+        return f"{self._name} wrote {next(self._numbers)}"
 
     def _some_task(self) -> Task | None:
         return self._random.choice(self._tasks) if self._tasks else None
 
-    def _statuses(self, task: Task, status: int) -> AbstractSet[int]:
-        """Return the statuses that agree with the known state of a task."""
-        return {status} if task.deleted is Fate.REFUSED else {status, 404}
-
-    def _take(self, task: Task, answer: httpx2.Response | None) -> None:
-        """Update the ledger from an answer about a task."""
-        if answer is None:
-            return
-        if answer.status_code == HTTPStatus.NOT_FOUND:
-            self._forget(task)
-        else:
-            self._compare(task, answer.json())
+    @staticmethod
+    def _or_gone(task: Task, statuses: Statuses) -> Statuses:
+        """Return these statuses, and 404 if the task may be deleted."""
+        return {*statuses, 404} if task.may_be_deleted else statuses
 
     def _forget(self, task: Task) -> None:
-        task.deleted = Fate.DONE
-        self._gone.add(task.id)
-        self._tasks.remove(task)
+        if not task.is_deleted:
+            task.is_deleted = True
+            self._gone.add(task.id)
+            self._tasks.remove(task)
 
-    def _compare(self, task: Task, shown: dict[str, Any]) -> None:
-        if wrong := task.contradiction(shown):
+    def _compare(self, task: Task, shown: dict[str, Any], write: Write | None = None) -> None:
+        if wrong := task.contradiction(shown, *([write] if write else [])):
             self._ledger.violated(KEPT, wrong)
-
-    async def _ask(
-        self, verb: str, path: str, statuses: AbstractSet[int], **options: Any
-    ) -> tuple[Fate, httpx2.Response | None]:
-        """Send a request. Returns the answer only if its status is one of `statuses`.
-
-        Args:
-            verb: the method.
-            path: the part after the path of the list, or a whole path.
-            statuses: the allowed statuses besides 500 and 503.
-            options: the body, and headers that replace the defaults.
-        """
-        options = {"headers": self._bearer(), **options}
-        family = self._random.choice(("/api/tasks", f"/api/{quote(self._user, safe='')}/tasks"))
-        target = path if path.startswith("/api/") else family + path
-        started = time.monotonic()
-        fate, answer = await self._fate(verb, target, statuses, options)
-        self._ledger.slowest = max(self._ledger.slowest, time.monotonic() - started)
-        self._ledger.count(fate)
-        return fate, answer
-
-    async def _fate(
-        self, verb: str, target: str, statuses: AbstractSet[int], options: dict[str, Any]
-    ) -> tuple[Fate, httpx2.Response | None]:
-        try:
-            answer = await self._connections.client.request(verb, target, **options)
-        except httpx2.ConnectError:
-            return Fate.NOT_SENT, None
-        except httpx2.TimeoutException:
-            self._ledger.violated(DEADLINE, f"{verb} {target}: no answer")
-            return Fate.UNKNOWN, None
-        except httpx2.TransportError:
-            return Fate.UNKNOWN, None
-        if wrong := misshapen(answer, self._user):
-            self._ledger.violated(OWN if wrong == OWN else SHAPE, f"{verb} {target}: {wrong}")
-        if answer.status_code in UNKNOWN:
-            return Fate.UNKNOWN, None
-        if answer.status_code not in statuses:
-            self._ledger.violated(KEPT, f"{verb} {target}: {answer.status_code} {answer.text:.200}")
-            return Fate.UNKNOWN, None
-        self.successes += 1
-        return Fate.DONE if answer.is_success else Fate.REFUSED, answer
-
-    def _bearer(self, **claims: Any) -> dict[str, str]:
-        """Return the authorization header, with a new token from time to time."""
-        self._uses += 1
-        number = f"{self._name} {self._uses // TOKEN_USES}"
-        return {"Authorization": f"Bearer {token(self._user, jti=number, **claims)}"}
-
-
-def misshapen(answer: httpx2.Response, user: str) -> str | None:
-    """Return what is wrong with the shape or the owner of an answer, or None."""
-    if not answer.headers.get("x-request-id"):
-        return "X-Request-ID is missing"
-    if answer.status_code == HTTPStatus.NO_CONTENT:
-        return "a 204 has a body" if answer.content else None
-    if answer.headers.get("content-type") != "application/json":
-        return f"{answer.status_code} is not JSON"
-    body = answer.json()
-    if answer.is_error:
-        return _misshapen_error(answer, body)
-    tasks = body if isinstance(body, list) else [body]
-    if any(task["user_id"] != user for task in tasks):
-        return OWN
-    return None if all(set(task) == set(BY_NAME) for task in tasks) else "a task has other fields"
-
-
-def _misshapen_error(answer: httpx2.Response, body: dict[str, Any]) -> str | None:
-    if not body.get("error") or not {"detail", "code"} <= set(body):
-        return f"{answer.status_code} says {answer.text:.200}"
-    if answer.status_code in UNKNOWN and answer.headers.get("retry-after") != "1":
-        return f"{answer.status_code} without Retry-After"
-    return None

@@ -12,10 +12,11 @@ from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 
+import httpx2
 import psutil
 import psycopg
 
-from soak.clients import Connections
+from soak.calls import Connections
 from support.network import Network
 from support.own_postgres import OwnPostgres
 from support.program import Program, serving
@@ -29,8 +30,12 @@ TERMINATE = f"SELECT pg_terminate_backend(pid) FROM ({SESSIONS}) AS session"  # 
 COMPLAINT = re.compile(r"unexpected error.*|(?<=^Traceback)(?:.*\n[ \t])+.*\n.*", re.MULTILINE)
 
 RARELY = {"worker killed", "program replaced"}
-EVERY = 5
+EVERY = 8
 """Rare faults happen once in this many rounds, so that some processes live long enough to watch."""
+
+
+START = 30.0
+"""Seconds that a worker may need to start, on a busy machine."""
 
 
 class Copies:
@@ -47,12 +52,14 @@ class Copies:
         self.program: Program | None = None
 
     async def start(self) -> None:
-        """Start a copy, and send the clients to it."""
+        """Start a copy, and send the clients to it once a worker answers."""
         self._started += 1
         folder = self._folder / f"copy-{self._started}"
         folder.mkdir()
         serve = serving(folder, **self._variables)
         self.program = await asyncio.to_thread(self._stack.enter_context, serve)
+        alive = f"{self.program.address}/livez"
+        await asyncio.to_thread(httpx2.get, alive, timeout=START, trust_env=False)
         self._connections.lead_to(self.program.address)
 
     async def replace(self) -> None:

@@ -33,7 +33,7 @@ import psycopg
 from soak.distance import at_a_distance
 from soak.generator import Generator, Tally
 from soak.verdict import Check, say, verdict
-from soak.workload import messages, seed
+from soak.workload import Message, messages, seed
 from support.program import serving
 from support.service import SECRET
 from todo_api.database import migrations
@@ -77,18 +77,24 @@ class Bench:
 
     address: str
     process: psutil.Process
-    messages: Iterator[bytes]
+    messages: Iterator[Message]
     at_once: int
     """Requests in flight in the closed loop, few enough that none is refused."""
     statuses: Counter[int] = field(default_factory=Counter)
+    tags: dict[str, bytes] = field(default_factory=dict)
+    """The latest tag of each task and list, which conditional requests send."""
+    created: int = 0
+    replayed: int = 0
 
     def run(self, name: str, drive: Callable[[Generator], Tally]) -> Tally:
         """Put load on the program, and print the result."""
         before = sum(self.process.cpu_times()[:2])
-        with Generator(self.address, CONNECTIONS) as generator:
+        with Generator(self.address, CONNECTIONS, self.tags) as generator:
             tally = drive(generator)
         cpu = (sum(self.process.cpu_times()[:2]) - before) / tally.seconds
         self.statuses += tally.statuses
+        self.created += tally.created
+        self.replayed += tally.replayed
         say(
             f"{name:<20} {tally.goodput:7,.0f}/s done {tally.statuses[503]:8,} refused"
             f"   p50 {tally.percentile(50):5.2f} s   p99 {tally.percentile(99):5.2f} s"
@@ -131,6 +137,8 @@ class Outcome:
     before: State
     end: State
     statuses: Counter[int]
+    created: int
+    replayed: int
     stored: int
     transactions: int
 
@@ -138,10 +146,13 @@ class Outcome:
     def done(self) -> int:
         """The number of requests that succeeded, in all runs."""
         return sum(
-            number
-            for status, number in self.statuses.items()
-            if status < HTTPStatus.MULTIPLE_CHOICES
+            number for status, number in self.statuses.items() if status < HTTPStatus.BAD_REQUEST
         )
+
+    @property
+    def expected_transactions(self) -> int:
+        """One for each success, and two for each 412, because the service asks for its reason."""
+        return self.done + 2 * self.statuses[HTTPStatus.PRECONDITION_FAILED]
 
 
 def main() -> int:
@@ -189,6 +200,8 @@ def measure(seconds: float, distance: float, limits: Limits) -> Outcome:
             before,
             end,
             bench.statuses,
+            bench.created,
+            bench.replayed,
             count(postgres.url, "SELECT count(*) FROM tasks WHERE title LIKE 'new %'"),
             count(postgres.url, TRANSACTIONS) - transactions,
         )
@@ -227,19 +240,25 @@ def checks(it: Outcome) -> Iterator[Check]:
     wrong = sum((tally.wrong for tally in it.most + it.over), Counter[str]())
     yield Check("the program refuses some requests", f"{refused:,} refused", refused > 0)
     yield Check(
-        "all other answers are 503 with Retry-After, in the right shape",
+        "all other answers are 412, or 503 in the right shape",
         ", ".join(f"{number:,} {what}" for what, number in wrong.items()) or "nothing else",
         not wrong,
     )
     yield Check(
         "acknowledged tasks are stored, and refused tasks are not",
-        f"{it.statuses[201]:,} acknowledged, {it.stored:,} stored",
-        it.statuses[201] == it.stored,
+        f"{it.created:,} acknowledged, {it.stored:,} stored",
+        it.created == it.stored,
+    )
+    effects = {"304": it.statuses[304], "replayed": it.replayed}
+    yield Check(
+        "conditional lists and repeated keys have an effect",
+        ", ".join(f"{number:,} {what}" for what, number in effects.items()),
+        all(effects.values()),
     )
     yield Check(
         "refused requests do not reach the database",
-        f"{it.done:,} done, {it.transactions:,} transactions",
-        it.done <= it.transactions < it.done + BESIDE_REQUESTS,
+        f"{it.done:,} done, {it.statuses[412]:,} with 412, {it.transactions:,} transactions",
+        0 <= it.transactions - it.expected_transactions < BESIDE_REQUESTS,
     )
     refused_afterwards = sum(tally.statuses[503] for tally in it.most)
     yield Check(

@@ -1,7 +1,8 @@
 """`make soak`: clients send requests while random faults hit the program and its database.
 
 The program runs two workers, on its own durable PostgreSQL behind a proxy. The clients record every
-answer in a ledger. At the end, the test compares the ledger with the database.
+answer in a ledger, and repeat writes with a key until they have an answer. One follower for each
+user keeps a copy of the tasks. At the end, the test compares ledger and copies with the database.
 """
 
 import argparse
@@ -9,17 +10,17 @@ import asyncio
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psycopg
-from psycopg.rows import dict_row
-
-from soak.clients import DEADLINE, KEPT, OWN, SHAPE, Client, Connections
+from soak.calls import DEADLINE, KEPT, OWN, REPEATED, SHAPE, Connections
+from soak.clients import Client
+from soak.comparison import STORED, compared, none_of, rows
 from soak.faults import SESSIONS, Copies, Faults
+from soak.followers import Follower
 from soak.ledger import Fate, Ledger
 from soak.verdict import Check, say, verdict
 from soak.watch import Watch
@@ -68,6 +69,7 @@ class Soak:
     faults: Faults
     ledger: Ledger
     clients: list[Client]
+    followers: list[Follower]
     watch: Watch
     recovered: float = 0.0
 
@@ -79,6 +81,8 @@ class Soak:
             watching = tasks.create_task(self.watch.run())
             for client in self.clients:
                 tasks.create_task(client.run(stopped.is_set))
+            for follower in self.followers:
+                tasks.create_task(follower.run(stopped.is_set))
             end = time.monotonic() + seconds
             await self.faults.run(lambda: time.monotonic() > end)
             await self._recover()
@@ -86,6 +90,8 @@ class Soak:
             await asyncio.sleep(min(SECONDS_OF_CALM, seconds / 4))
             stopped.set()
             watching.cancel()
+        for follower in self.followers:
+            await follower.finish(SECONDS_TO_RECOVER)
 
     async def _recover(self) -> None:
         """Wait until each client has two new answers. The first may be to an older request."""
@@ -136,12 +142,15 @@ async def soaked(seconds: float, seed: int) -> list[Check]:
             for number in range(CLIENTS)
         ]
         faults = Faults(postgres, url, network, copies, seed)
-        soak = Soak(postgres, url, copies, faults, ledger, clients, Watch(copies.workers))
+        followers = [Follower(user, connections, ledger, f"{seed} {user}") for user in USERS]
+        watch = Watch(copies.workers)
+        soak = Soak(postgres, url, copies, faults, ledger, clients, followers, watch)
         await soak.run(seconds)
         sessions = len(rows(url, SESSIONS))
         await copies.stop()
         tell(soak)
-        return [*compared(soak), *promised(soak), *held(soak, sessions)]
+        shown = {follower.user: follower.copy for follower in followers}
+        return [*compared(ledger, rows(url, STORED), shown), *promised(soak), *held(soak, sessions)]
 
 
 def tell(soak: Soak) -> None:
@@ -151,65 +160,17 @@ def tell(soak: Soak) -> None:
     say(f"longest:     {name}, {seconds:.1f} s")
     fates = soak.ledger.fates
     say("operations:  " + ", ".join(f"{fates[fate]:,} {fate.value}" for fate in Fate))
+    events = sorted(soak.ledger.events.items())
+    say("events:      " + ", ".join(f"{n:,} {what}" for what, n in events))
     say(f"slowest:     {soak.ledger.slowest:.1f} s")
     say(f"recovered:   {soak.recovered:.1f} s after the last fault\n")
-
-
-def rows(url: str, query: str) -> list[dict[str, object]]:
-    """Return the rows that a query selects."""
-    with psycopg.connect(url, row_factory=dict_row) as sql:
-        return sql.execute(query).fetchall()
-
-
-def compared(soak: Soak) -> Iterator[Check]:
-    """Compare the whole ledger with the database."""
-    ledger = soak.ledger
-    stored = rows(
-        soak.url,
-        "SELECT id, user_id, title, description, status = 'complete' AS completed,"
-        """ to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at"""
-        ", version FROM tasks",
-    )
-    times = Counter(str(row["title"]) for row in stored)
-    acknowledged = [title for title, fate in ledger.titles.items() if fate is Fate.DONE]
-    lost = [
-        title
-        for title in acknowledged
-        if not times[title] and ledger.tasks[title].deleted is Fate.REFUSED
-    ]
-    yield none_of("every acknowledged task is stored", lost, acknowledged)
-    back = [
-        title for title, task in ledger.tasks.items() if task.deleted is Fate.DONE and times[title]
-    ]
-    yield none_of("deleted tasks are gone", back, ledger.tasks)
-    yield none_of(
-        "each task is stored only once", [each for each in times if times[each] > 1], times
-    )
-    never = (Fate.REFUSED, Fate.NOT_SENT)
-    refused = [title for title, fate in ledger.titles.items() if fate in never]
-    yield none_of("refused tasks are not stored", [t for t in refused if times[t]], refused)
-    alien = [title for title in times if title not in ledger.titles]
-    yield none_of("every stored task comes from a request", alien, times)
-    wrong = [
-        contradiction
-        for row in stored
-        if (task := ledger.tasks.get(str(row["title"])))
-        if (contradiction := task.contradiction(row))
-    ]
-    yield none_of("each task has the value of its last acknowledged write", wrong, stored)
-
-
-def none_of(promise: str, wrong: list[str], among: Sized) -> Check:
-    """Return a check that passes if the list is empty."""
-    examples = f": {'; '.join(wrong[:3])}" if wrong else ""
-    return Check(promise, f"{len(wrong)} of {len(among):,}{examples}", not wrong)
 
 
 def promised(soak: Soak) -> Iterator[Check]:
     """Check the answers that the clients got."""
     ledger = soak.ledger
     asked = range(ledger.fates.total())
-    for promise in (KEPT, OWN, SHAPE):
+    for promise in (KEPT, REPEATED, OWN, SHAPE):
         yield none_of(promise, ledger.violations.get(promise, []), asked)
     for promise, among in ((DEADLINE, asked), (RECOVERY, soak.clients)):
         yield replace(none_of(promise, ledger.violations.get(promise, []), among), kind="measured")

@@ -9,8 +9,8 @@ from statistics import linear_regression
 
 import psutil
 
-SETTLED = 10.0
-"""Seconds that a process needs to import modules and fill its caches."""
+SETTLED = 40.0
+"""Seconds that a process needs to import modules and fill its caches (measured: 20 to 40)."""
 
 LONG_ENOUGH = 20.0
 """Seconds of samples after that, for a meaningful slope."""

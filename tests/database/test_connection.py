@@ -341,6 +341,27 @@ async def test_read_is_tried_again_after_its_result_was_lost(
         assert await task == b"hello"
 
 
+async def test_list_that_breaks_off_is_read_again_at_once(
+    database_url: str, short_folder: Path, sql: psycopg.Connection
+) -> None:
+    """Not only at the deadline: until then, the loop would watch a socket that libpq has closed."""
+    sql.execute("CREATE SEQUENCE calls; GRANT USAGE ON SEQUENCE calls TO todo_member")
+    rows = Statement(
+        b"rows",
+        b"SELECT repeat('x', 1000) FROM generate_series(1, 20) UNION ALL"
+        b" SELECT pg_sleep(CASE nextval('calls') WHEN 1 THEN 60 ELSE 0 END)::text",
+        (),
+        writes=False,
+        streamed=True,
+    )
+    async with Wire(database_url, short_folder) as wire, opened(wire.url) as database:
+        task = asyncio.create_task(database.stream("alice", rows, {}))
+        await until(lambda: any(list(each._pending) == [None] for each in database.pool._open))
+        wire.cut()
+        found, rest = await task
+        assert (len(found), rest) == (21, None)
+
+
 async def test_request_to_a_frozen_server_times_out(database_url: str, short_folder: Path) -> None:
     async with (
         Wire(database_url, short_folder) as wire,

@@ -224,7 +224,10 @@ class Connection:
             self._pgconn.consume_input()
         except psycopg.OperationalError as error:
             lost = error  # the server may have sent the reason before it closed the connection
-        self._read_results()
+        try:
+            self._read_results()
+        except psycopg.OperationalError as error:
+            lost = lost or error  # a stream that broke off cannot be read in chunks any more
         if lost and not self.closed:
             self._lose(self._error or ConnectionLost(str(lost)))
         self._lose_if_broken()
