@@ -366,10 +366,11 @@ async def test_refused_edit_does_not_block_the_queue(
     """A deletion that finds nothing is not refused, and an edit may change nothing."""
     await phone(("create", "milk"), ("create", "bread"), SYNC)
     await laptop(SYNC, ("delete", "milk"), ("delete", "bread"))
-    await phone(("delete", "milk"), ("change", "bread", {"title": "bread"}), SYNC)
+    rye = ("change", "bread", {"description": "rye"})
+    await phone(("delete", "milk"), ("change", "bread", {"title": "bread"}), SYNC, rye, SYNC)
     await phone(("create", "b" * 256), ("change", "b" * 256, {"priority": "low"}), SYNC)
     assert phone.conflicts == [("invalid_fields", "b" * 256, None)] * 2
-    await phone(("change", "bread", {"description": "rye"}), ("create", "tea"), SYNC)
+    await phone(("create", "tea"), SYNC)
     assert rows(sql).keys() == phone.tasks.keys() == {"bread", "tea"}
     await laptop(SYNC)
     assert laptop.conflicts == [("task_changed", None, "bread")]
