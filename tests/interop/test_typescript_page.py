@@ -7,11 +7,11 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import httpx2
 import psycopg
@@ -31,9 +31,7 @@ FILES = re.findall(r"^```ts\n// (\S+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILI
 INSTALL, START, SETTINGS, SIGN_UP, TYPES = re.findall(
     r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE
 )
-EMAIL, PASSWORD = "ada@example.com", "a long password"
-
-Play: TypeAlias = Callable[[str], Any]
+PASSWORD = "a long password"
 
 
 @dataclass(frozen=True)
@@ -141,32 +139,28 @@ def project(
         yield made
 
 
-@pytest.fixture
-def cookie(project: Project) -> str:
-    """Return the cookies of a new session of a user."""
-    credentials = {"email": EMAIL, "password": PASSWORD, "name": "Ada"}
+@pytest.fixture(scope="module")
+def seen(project: Project) -> dict[str, Any]:
+    """Return what each scene of `use.ts` has seen, with a user who is signed in."""
+    with signed_up(project, "ada@example.com") as client:
+        cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+    printed = project.run(f"npx tsx use.ts '{cookie}'", **project.variables)
+    scenes: dict[str, Any] = json.loads(printed)
+    return scenes
+
+
+@contextmanager
+def signed_up(project: Project, email: str) -> Iterator[httpx2.Client]:
+    """Sign a user up, and yield a client of Better Auth with their cookies."""
     website = f"http://localhost:{project.website}"
-    with httpx2.Client(base_url=website, headers={"Origin": website}) as client:
-        answer = client.post("/api/auth/sign-in/email", json=credentials)
-        if answer.status_code == 401:
-            answer = client.post("/api/auth/sign-up/email", json=credentials)
-        assert answer.status_code == 200, answer.text
-        return "; ".join(f"{name}={value}" for name, value in client.cookies.items())
-
-
-@pytest.fixture
-def play(project: Project, cookie: str) -> Play:
-    """Return a function that plays a scene of `use.ts`, and returns what it printed."""
-
-    def playing(scene: str) -> Any:
-        command = f"npx tsx use.ts '{scene}' '{cookie}'"
-        return json.loads(project.run(command, **project.variables))
-
-    return playing
+    user = {"email": email, "password": PASSWORD, "name": "Ada"}
+    with httpx2.Client(base_url=website, headers={"Origin": website}, timeout=15) as client:
+        assert client.post("/api/auth/sign-up/email", json=user).status_code == 200
+        yield client
 
 
 def test_page_leads_from_an_empty_folder_to_a_first_answer(project: Project) -> None:
-    assert project.run(SIGN_UP.replace(EMAIL, "first@example.com")).endswith("[]")
+    assert project.run(SIGN_UP.replace("ada@", "first@")).endswith("[]")
 
 
 def test_every_file_compiles(project: Project) -> None:
@@ -211,33 +205,33 @@ def test_added_plugin_needs_the_migration_of_the_page(
     assert other.run("npx tsx migrate.ts", **other.variables) == JWKS
 
 
-def test_requests_at_the_same_time_share_a_token(play: Play) -> None:
-    assert play("shared") == {"tokens": 1, "requests": 6}
+def test_requests_at_the_same_time_share_a_token(seen: dict[str, Any]) -> None:
+    assert seen["at the same time"] == {"tokens": 1, "requests": 6}
 
 
-def test_token_is_renewed_before_it_expires(play: Play) -> None:
-    assert play("about to expire") == {"tokens": 2, "requests": 4}
+def test_token_is_renewed_before_it_expires(seen: dict[str, Any]) -> None:
+    assert seen["about to expire"] == {"tokens": 2, "requests": 4}
 
 
-def test_expired_token_is_renewed_once(play: Play) -> None:
+def test_expired_token_is_renewed_once(seen: dict[str, Any]) -> None:
     """The body is sent again. A token that is expired again is an error."""
-    assert play("expired") == {"tokens": 2, "requests": 2, "title": "once"}
-    assert play("always expired") == {"tokens": 2, "requests": 2, "todo": "sign in"}
+    assert seen["expired"] == {"tokens": 2, "requests": 2, "title": "once"}
+    assert seen["always expired"] == {"tokens": 2, "requests": 2, "todo": "sign in"}
 
 
-def test_refused_token_is_not_renewed(play: Play) -> None:
-    assert play("refused") == {"tokens": 1, "requests": 1, "todo": "sign in"}
+def test_refused_token_is_not_renewed(seen: dict[str, Any]) -> None:
+    assert seen["refused"] == {"tokens": 1, "requests": 1, "todo": "sign in"}
 
 
-def test_server_reads_the_tasks_of_the_user_of_a_request(play: Play) -> None:
-    titles, stranger = play("server")
+def test_server_reads_the_tasks_of_the_user_of_a_request(seen: dict[str, Any]) -> None:
+    titles, stranger = seen["server"]
     assert "open" in titles
     assert "done" not in titles
     assert stranger == "UNAUTHORIZED"
 
 
-def test_errors_say_what_to_do(play: Play) -> None:
-    renamed, stale, blank, silence = play("rename")
+def test_errors_say_what_to_do(seen: dict[str, Any]) -> None:
+    renamed, stale, blank, silence = seen["rename"]
     assert renamed["title"] == "second"
     assert stale["todo"] == "reload"
     assert (blank["todo"], blank["fields"]) == ("correct", {"title": "Title cannot be empty"})
@@ -246,24 +240,23 @@ def test_errors_say_what_to_do(play: Play) -> None:
     assert set(codes) <= {each.code for each in error_classes()}
 
 
-def test_route_of_next_js_publishes_the_keys(play: Play) -> None:
-    assert play("route") == 1
+def test_route_of_next_js_publishes_the_keys(seen: dict[str, Any]) -> None:
+    assert seen["route"] == 1
 
 
-def test_deleted_user_leaves_no_tasks(project: Project, cookie: str) -> None:
-    website = f"http://localhost:{project.website}"
-    client = httpx2.Client(headers={"Origin": website, "Cookie": cookie})
-    with client, psycopg.connect(project.database, autocommit=True) as sql:
-        token = client.get(f"{website}/api/auth/token").json()["token"]
-        created = client.post(
-            f"http://localhost:{project.service}/api/tasks",
-            headers={"Authorization": f"Bearer {token}"},
-            json={"title": "left"},
-        )
-        owner = created.json()["user_id"]
-        deletion = client.post(f"{website}/api/auth/delete-user", json={"password": PASSWORD})
+def test_deleted_user_leaves_no_tasks(project: Project) -> None:
+    api = f"http://localhost:{project.service}/api/tasks"
+    with (
+        signed_up(project, "eve@example.com") as client,
+        psycopg.connect(project.database, autocommit=True) as sql,
+    ):
+        bearer = {"Authorization": f"Bearer {client.get('/api/auth/token').json()['token']}"}
+        owner = client.post(api, headers=bearer, json={"title": "left"}).json()["user_id"]
+        stored = "SELECT title FROM tasks WHERE user_id = %s"
+        assert sql.execute(stored, (owner,)).fetchall() == [("left",)]
+        deletion = client.post("/api/auth/delete-user", json={"password": PASSWORD})
         assert deletion.status_code == 200
-        assert sql.execute("SELECT FROM tasks WHERE user_id = %s", (owner,)).fetchall() == []
+        assert sql.execute(stored, (owner,)).fetchall() == []
         assert sql.execute('SELECT FROM "user" WHERE id = %s', (owner,)).fetchall() == []
 
 
