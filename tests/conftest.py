@@ -89,6 +89,13 @@ def empty_database_url(postgres: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def empty_database_url_of_module(postgres: str) -> Iterator[str]:
+    """The address of a database that is empty at first, and that a module's tests share."""
+    with database(postgres, "template1") as url:
+        yield url
+
+
 @pytest.fixture
 def sql(database_url: str) -> Iterator[psycopg.Connection]:
     """A connection of the administrator, to look at what is stored."""

@@ -1,12 +1,22 @@
 // Plays one scene with the TypeScript of docs/api.md, and prints what it saw as JSON.
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import {
-  api, call, follow, pages, Refused, refreshing, save, searching, send, write,
-  type Batch, type Operation, type Task,
+  api, call, follow, follower, pages, Refused, refreshing, save, searching, send, write,
+  type Batch, type Changes, type Conflict, type Operation, type Task,
 } from "./documentation.js";
 
 const create = (task: { title: string }): Promise<Task> => write("POST", "/api/tasks", task);
 
-const scenes: Record<string, () => Promise<unknown>> = {
+/** What the user of a follower does with the task or the conflict of a title. */
+type Step = [action: string, title: string, changes?: Changes];
+
+/** A file in place of `localStorage`. */
+const fileStorage = {
+  getItem: (name: string) => (existsSync(name) ? readFileSync(name, "utf-8") : null),
+  setItem: writeFileSync,
+};
+
+const scenes: Record<string, (...words: string[]) => Promise<unknown>> = {
   async retry() {
     return [await create({ title: "once" })];
   },
@@ -45,13 +55,7 @@ const scenes: Record<string, () => Promise<unknown>> = {
     for (const title of ["old milk", "new milk"]) await create({ title });
     const shown: string[] = [];
     const search = searching((tasks) => shown.push(tasks.map((task) => task.title).join()), 5);
-    const network = globalThis.fetch;
-    const sent = new Promise<void>((resolve) => {
-      globalThis.fetch = (...request) => {
-        resolve();
-        return network(...request);
-      };
-    });
+    const sent = nextRequest();
     const older = search("old");
     await sent;
     await Promise.all([older, ...["n", "ne", "new"].map(search)]);
@@ -118,12 +122,79 @@ const scenes: Record<string, () => Promise<unknown>> = {
     const listed: Task[] = await (await call("/api/tasks")).json();
     return [copy.size, listed.every((task) => copy.get(task.id)?.version === task.version)];
   },
+
+  /** A page that opens on what an earlier one has stored, and closes after the steps. */
+  async page(name = "", steps = "[]") {
+    let shown: [tasks: Task[], conflicts: Conflict[]] = [[], []];
+    const { edit, settle, sync } = follower(name, fileStorage, (...news) => (shown = news));
+    let failure: string | null = null;
+    const read = new Map(shown[0].map((task) => [task.title, task]));
+    const actions: Record<string, (...step: Step) => unknown> = {
+      create: (_, title, changes) => edit({ title, ...changes }),
+      change: (_, title, changes) => edit(changes ?? {}, task(title)),
+      append: (_, title, changes) => edit({
+        description: `${task(title).description ?? ""}${changes?.description}`,
+      }, task(title)),
+      /** As a form does that was opened with the page. */
+      "change as read": (_, title, changes) => edit(changes ?? {}, read.get(title)),
+      delete: (_, title) => edit(null, task(title)),
+      "keep mine": (_, title) => settle(conflict(title), true),
+      "keep theirs": (_, title) => settle(conflict(title), false),
+      sync: () => sync().catch((error) => (failure = error.message)),
+    };
+    const task = (title: string): Task => found(shown[0].find((each) => each.title === title));
+    const conflict = (title: string): Conflict => found(
+      shown[1].find(({ mine, theirs }) => [mine?.title, theirs?.title].includes(title)),
+    );
+    for (const step of JSON.parse(steps) as Step[]) await found(actions[step[0]])(...step);
+    return { tasks: shown[0], conflicts: shown[1], failure };
+  },
+
+  /** Two windows: one waits for news, and its user edits meanwhile. */
+  async live() {
+    const titles: string[][] = [[], []];
+    const memory = { getItem: () => null, setItem() {} };
+    const [first, second] = titles.map((_, window) => follower("", memory, (tasks) => {
+      titles[window] = tasks.map(({ title }) => title);
+    }));
+    if (!first || !second) throw new Error("there are two windows");
+    await first.sync();
+    const asked = nextRequest();
+    const waiting = first.sync(60);
+    await asked;
+    first.edit({ title: "mine" });
+    await waiting;
+    await second.sync();
+    const before = titles[1];
+    const news = first.sync(60);
+    second.edit({ title: "theirs" });
+    await second.sync();
+    await news;
+    return [before, titles[0]];
+  },
 };
 
-async function main([url, token, scene]: string[]): Promise<void> {
+/** Resolves when the next request is sent. */
+function nextRequest(): Promise<void> {
+  const network = globalThis.fetch;
+  return new Promise((resolve) => {
+    globalThis.fetch = (...request) => {
+      globalThis.fetch = network;
+      resolve();
+      return network(...request);
+    };
+  });
+}
+
+function found<T>(value: T | undefined): T {
+  if (value === undefined) throw new Error("there is no such thing");
+  return value;
+}
+
+async function main([url, token, scene, ...words]: string[]): Promise<void> {
   api.url = url ?? "";
   api.token = async () => token ?? "";
-  console.log(JSON.stringify(await scenes[scene ?? ""]?.()));
+  console.log(JSON.stringify(await scenes[scene ?? ""]?.(...words)));
 }
 
 void main(process.argv.slice(2));
