@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from todo_api import development
+from todo_api import console, development
 from todo_api.auth.tokens import is_subject
 from todo_api.database import schema
 from todo_api.errors import StartupError
@@ -30,14 +31,15 @@ STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
 cli = typer.Typer(
     help="A multi-user to-do REST API.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
 def main() -> None:
-    """Run a command; if the program cannot start, print why in one line and exit with 1."""
+    """Run a command. If it cannot do what it should, print why in one line and exit with 1."""
     _open_standard_files()
+    # Only an exception removes unfinished files.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if sys.argv[1:2] == ["serve"]:
         for number in (signal.SIGTERM, signal.SIGINT):  # stopping the service is not an error
             signal.signal(number, lambda *_: sys.exit(0))
@@ -119,6 +121,41 @@ def restored() -> None:
     with _database(Settings.load()) as url:
         users = lift_versions(url)
     print(f"Lifted the versions of {users} users above all that were given out before.")  # noqa: T201
+
+
+@cli.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file. It must not exist.")],
+) -> None:
+    """Write all data to a file, as it is at one moment. The service can run meanwhile."""
+    from todo_api.database.backup import back_up  # noqa: PLC0415
+
+    with (
+        console.new_file(file) as written,
+        _database(Settings.load()) as url,
+        console.Progress("rows") as progress,
+    ):
+        rows = back_up(url, written, progress.advance)
+    print(f"Backed up {rows:,} rows.")  # noqa: T201
+
+
+@cli.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of `todo-api backup`.")],
+) -> None:
+    """Load a backup into an empty database, all of it or nothing."""
+    from todo_api.database.backup import restore as load  # noqa: PLC0415
+
+    settings = Settings.load()
+    with (
+        console.existing_file(file) as read,
+        _database(settings) as url,
+        console.Progress("rows") as progress,
+    ):
+        if settings.auto_migrate and schema.current(url) is None:
+            _migrate(url)
+        loaded = load(url, read, progress.advance)
+    print(f"Restored {loaded.rows:,} rows of {loaded.users:,} users.")  # noqa: T201
 
 
 @cli.command()
@@ -210,17 +247,11 @@ def _greeting(settings: Settings, listener: "socket", place: str) -> str:
 
 
 def _print_or_discard(text: str) -> None:
-    """Print a text; if that is impossible, discard it and all later output.
-
-    The service runs without it, and Python would try again at exit
-    (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
-    """
+    """Print a text; if that is impossible, the service runs without it."""
     try:
         print(text, end="", flush=True)  # noqa: T201
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, STANDARD_OUTPUT)
-        os.close(nowhere)
+        console.discard_output()
 
 
 def _seconds(duration: str) -> float:

@@ -34,7 +34,9 @@ LAYERS: dict[str, set[str]] = {
     "development": {"auth", "settings", "errors"},
     "check": {"auth", "database", "settings", "errors"},
     "server": {"app", "http", "database", "settings", "errors"},
+    "console": {"errors"},
     "cli": {
+        "console",
         "auth",
         "server",
         "check",

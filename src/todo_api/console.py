@@ -1,0 +1,138 @@
+"""What the commands share: a new file that is complete or absent, output, and progress."""
+
+import errno
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from todo_api.errors import StartupError
+
+PROGRESS_SECONDS = 1.0
+"""After how long a command begins to say how far it is."""
+
+PROGRESS_INTERVAL = 0.2
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that gets the name `path` when it is complete.
+
+    Only its owner can read it. Nothing is left if the caller fails. Raises `StartupError` if
+    `path` exists, or cannot be written.
+    """
+    if path.exists() or path.is_symlink():
+        raise StartupError(f"{path}: exists already; choose another name")
+    try:
+        number, name = tempfile.mkstemp(prefix=".todo-api-", dir=path.parent)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(number, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(temporary, path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def existing_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read. Raises `StartupError` if that is impossible."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise StartupError(f"{path}: cannot be read ({error.strerror})") from error
+    with file:
+        yield file
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give the file its name, which nothing may have. A rename would replace another file."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise StartupError(f"{path}: exists already; choose another name") from None
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise
+        temporary.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _not_written(path: Path, error: OSError) -> StartupError:
+    return StartupError(f"{path}: cannot be written ({error.strerror})")
+
+
+@contextmanager
+def standard_output() -> Iterator[BinaryIO]:
+    """Yield the standard output for bytes, which are written when the caller is done.
+
+    Raises `StartupError` if it cannot be written, and exits quietly if its reader has left.
+    """
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        discard_output()
+        if error.errno == errno.EPIPE:
+            sys.exit(1)
+        raise StartupError(f"standard output: cannot be written ({error.strerror})") from error
+
+
+def discard_output() -> None:
+    """Discard what is not printed yet, and all later output.
+
+    Otherwise Python would try again at exit
+    (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+class Progress:
+    """Says on a terminal how many things are done, if that takes longer than a second.
+
+    A context manager. It writes to the standard error, and removes its line at the end.
+    """
+
+    def __init__(self, things: str) -> None:
+        self._things = things
+        self._count = 0
+        self._next = time.monotonic() + PROGRESS_SECONDS
+        self._is_shown = False
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_shown:
+            self._write("\r\x1b[K")
+
+    def advance(self, count: int = 1) -> None:
+        """Count this many things."""
+        self._count += count
+        now = time.monotonic()
+        if now >= self._next and sys.stderr.isatty():
+            self._next = now + PROGRESS_INTERVAL
+            self._is_shown = True
+            self._write(f"\r{self._count:,} {self._things}")
+
+    @staticmethod
+    def _write(text: str) -> None:
+        with suppress(OSError):  # the terminal is gone, and the work goes on
+            sys.stderr.write(text)
+            sys.stderr.flush()
