@@ -154,8 +154,8 @@ def restore(
     ):
         if settings.auto_migrate and schema.current(url) is None:
             _migrate(url)
-        loaded = load(url, read, progress.advance)
-    print(f"Restored {loaded.rows:,} rows of {loaded.users:,} users.")  # noqa: T201
+        rows = load(url, read, progress.advance)
+    print(f"Restored {rows:,} rows.")  # noqa: T201
 
 
 @cli.command()

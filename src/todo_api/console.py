@@ -5,10 +5,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self, TextIO
 
 from todo_api.errors import StartupError
 
@@ -109,13 +109,20 @@ class Progress:
     A context manager. It writes to the standard error, and removes its line at the end.
     """
 
-    def __init__(self, things: str) -> None:
+    def __init__(
+        self,
+        things: str,
+        terminal: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._things = things
+        self._terminal = terminal or sys.stderr
+        self._clock = clock
         self._count = 0
-        self._next = time.monotonic() + PROGRESS_SECONDS
+        self._next = clock() + PROGRESS_SECONDS
         self._is_shown = False
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,14 +132,13 @@ class Progress:
     def advance(self, count: int = 1) -> None:
         """Count this many things."""
         self._count += count
-        now = time.monotonic()
-        if now >= self._next and sys.stderr.isatty():
+        now = self._clock()
+        if now >= self._next and self._terminal.isatty():
             self._next = now + PROGRESS_INTERVAL
             self._is_shown = True
             self._write(f"\r{self._count:,} {self._things}")
 
-    @staticmethod
-    def _write(text: str) -> None:
+    def _write(self, text: str) -> None:
         with suppress(OSError):  # the terminal is gone, and the work goes on
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            self._terminal.write(text)
+            self._terminal.flush()
