@@ -165,8 +165,8 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             (
                 *("tasks", "INSERT"),
                 (
-                    "completed_at description description_key due_date due_is_day priority status"
-                    " title title_key user_id version"
+                    "completed_at description description_key due_date due_is_day priority source"
+                    " status title title_key user_id version"
                 ),
             ),
             (
@@ -222,6 +222,7 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             ("CREATE UNIQUE INDEX erasures_pkey ON public.erasures USING btree (user_hash)",),
             ("CREATE UNIQUE INDEX rate_limits_pkey ON public.rate_limits USING btree (user_hash)",),
             ("CREATE UNIQUE INDEX restorations_pkey ON public.restorations USING btree (version)",),
+            (f"{unique} tasks_by_source {on_tasks} (user_id, source) WHERE (source IS NOT NULL)",),
             ("CREATE UNIQUE INDEX tasks_pkey ON public.tasks USING btree (user_id, id)",),
             (f"{unique} tombstones_pkey ON public.tombstones USING btree ({buried})",),
             ("CREATE UNIQUE INDEX users_pkey ON public.users USING btree (id)",),

@@ -20,17 +20,17 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, LiteralString
 
 import psycopg
 from psycopg import sql
 
 from todo_api.database import restored
-from todo_api.database.address import conninfo, reason
+from todo_api.database.long_transaction import long_transaction
 from todo_api.errors import StartupError
 
 FORMAT = "todo-api backup"
@@ -51,12 +51,9 @@ _ROWS_PER_STEP = 500
 _LOCK_TIMEOUT = "2s"
 """How long a restore may wait for the tables. Requests wait behind it."""
 
-_SESSION = (
+_SESSION: Sequence[LiteralString] = (
     # A login that row security binds would back up nothing, and say nothing.
     "SET LOCAL row_security = off",
-    "SET LOCAL statement_timeout = 0",
-    "SET LOCAL idle_in_transaction_session_timeout = 0",
-    "SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'",
     # The text of a value must not depend on the settings of a login.
     "SET LOCAL DateStyle = 'ISO, MDY'",
     "SET LOCAL TimeZone = 'UTC'",
@@ -79,7 +76,8 @@ def back_up(url: str, file: BinaryIO, advance: Advance) -> int:
     Others can read and write meanwhile. The login has to own the tables. Raises `StartupError`,
     or the `OSError` of the file.
     """
-    with _session(url, "nothing was backed up", read_only=True) as connection:
+    with long_transaction(url, "nothing was backed up", read_only=True) as connection:
+        _prepare(connection)
         writer = _Writer(file, advance)
         writer.write_json(
             format=FORMAT,
@@ -103,7 +101,8 @@ def restore(url: str, file: BinaryIO, advance: Advance) -> int:
     file is not complete.
     """
     reader = _Reader(file, advance)
-    with _refusing_damage(), _session(url, "nothing was restored") as connection:
+    with long_transaction(url, "nothing was restored") as connection, _refusing_damage():
+        _prepare(connection)
         revision = reader.head()["revision"]
         _check_target(connection, revision)
         for table in TABLES:
@@ -209,44 +208,26 @@ class _Damaged(Exception):
     """The file is not what a backup wrote."""
 
 
+_DAMAGE = (
+    *(OSError, EOFError, zlib.error, ValueError, KeyError, _Damaged),
+    *(psycopg.DataError, psycopg.IntegrityError),  # rows that no backup wrote
+)
+
+
 @contextmanager
 def _refusing_damage() -> Iterator[None]:
     """Turn everything that a damaged file causes into one `StartupError`."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, _Damaged) as error:
+    except _DAMAGE as error:
         raise StartupError(
             "FILE: is cut off, or was altered after the backup; nothing was restored"
         ) from error
 
 
-@contextmanager
-def _session(url: str, outcome: str, *, read_only: bool = False) -> Iterator[psycopg.Connection]:
-    """Yield a connection in one transaction. Its failures say what did not happen."""
-    try:
-        with psycopg.connect(conninfo(url, direct=True)) as connection:
-            if read_only:
-                connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-                connection.read_only = True
-            for statement in _SESSION:
-                connection.execute(sql.SQL(statement))
-            yield connection
-    except (psycopg.DataError, psycopg.IntegrityError) as error:  # rows that no backup wrote
-        raise _Damaged from error
-    except psycopg.Error as error:
-        raise StartupError(_explain(error, outcome)) from error
-
-
-def _explain(error: psycopg.Error, outcome: str) -> str:
-    if isinstance(error, psycopg.errors.UndefinedTable):
-        return f"DATABASE_URL: the database has no schema; {outcome} (`todo-api migrate` makes it)"
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return (
-            f"DATABASE_URL: its user does not own the tables; {outcome}, use the one who migrates"
-        )
-    if isinstance(error, psycopg.errors.LockNotAvailable):
-        return f"DATABASE_URL: the tables were in use for too long; {outcome}, try again"
-    return f"DATABASE_URL: {outcome} ({error.sqlstate or reason(error)})"
+def _prepare(connection: psycopg.Connection) -> None:
+    for statement in _SESSION:
+        connection.execute(statement)
 
 
 def _revision(connection: psycopg.Connection) -> str:

@@ -39,11 +39,11 @@ PRIVILEGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "SELECT": (
             *("user_id", "id", "title", "title_key", "description", "description_key", "status"),
             *("priority", "due_date", "due_is_day", "completed_at", "created_at", "updated_at"),
-            "version",
+            *("version", "source"),
         ),
         "INSERT": (
             *("user_id", "title", "title_key", "description", "description_key", "status"),
-            *("priority", "due_date", "due_is_day", "completed_at", "version"),
+            *("priority", "due_date", "due_is_day", "completed_at", "version", "source"),
         ),
         "UPDATE": (
             *("title", "title_key", "description", "description_key", "status", "priority"),
