@@ -7,11 +7,12 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,6 +25,7 @@ from todo_api.settings import Settings
 if TYPE_CHECKING:
     from socket import socket
 
+    from todo_api.auth.owner import Owner
     from todo_api.check import Finding
 
 STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
@@ -136,7 +138,7 @@ def backup(
         console.Progress("rows") as progress,
     ):
         rows = back_up(url, written, progress.advance)
-    print(f"Backed up {rows:,} rows.")  # noqa: T201
+    print(f"Backed up {_counted(rows, 'row')}.")  # noqa: T201
 
 
 @cli.command()
@@ -155,7 +157,91 @@ def restore(
         if settings.auto_migrate and schema.current(url) is None:
             _migrate(url)
         rows = load(url, read, progress.advance)
-    print(f"Restored {rows:,} rows.")  # noqa: T201
+    print(f"Restored {_counted(rows, 'row')}.")  # noqa: T201
+
+
+_User = Annotated[str, typer.Argument(metavar="USER", help="The user's id: the token's `sub`.")]
+_Format = Annotated[
+    Literal["jsonl", "csv"] | None,
+    typer.Option("--format", help="JSON lines or CSV. By default the name of FILE decides."),
+]
+
+
+@cli.command("export")
+def export_tasks(
+    user: _User,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="A new file. The standard output if left out."),
+    ] = None,
+    form: _Format = None,
+) -> None:
+    """Write a user's tasks as they are at one moment, a task on each line."""
+    from todo_api.tasks.transfer import Transfer  # noqa: PLC0415
+
+    owner = _named_by_operator(user)
+    settings = Settings.load()
+    output = console.new_file(file) if file else console.standard_output()
+    with (
+        output as written,
+        _database(settings) as url,
+        console.Progress("tasks") as progress,
+    ):
+        transfer = Transfer(owner, url, settings)
+        number = transfer.export_tasks(written, form or _format(file), progress.advance)
+    print(f"Exported {_counted(number, 'task')}.", file=sys.stderr)  # noqa: T201
+
+
+@cli.command("import")
+def import_tasks(
+    user: _User,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A file of tasks, or - for the standard input.")
+    ],
+    form: _Format = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="USER", help="Whose tasks FILE has, if not USER's."),
+    ] = None,
+) -> None:
+    """Make a user's tasks from a file, all of them or none. A repeat makes no task twice."""
+    from todo_api.tasks.transfer import Source, Transfer  # noqa: PLC0415
+
+    owner = _named_by_operator(user)
+    settings = Settings.load()
+    with console.existing_file(file) as read, _database(settings) as url:
+        if settings.auto_migrate:
+            _migrate(url)
+        transfer = Transfer(owner, url, settings)
+        tasks = Source(read, form or _format(file), source)
+        with console.Progress("tasks checked") as progress:
+            count = transfer.check_tasks(tasks, progress.advance)
+        with console.Progress(f"of {count:,} tasks imported") as progress:
+            made, known = transfer.import_tasks(tasks, count, progress.advance)
+    print(f"Imported {_counted(made, 'task')}, {known:,} were there already.")  # noqa: T201
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _format(file: Path | None) -> Literal["jsonl", "csv"]:
+    return "csv" if file and file.suffix.lower() == ".csv" else "jsonl"
+
+
+def _named_by_operator(user: str) -> "Owner":
+    from todo_api.auth.owner import named_by_operator  # noqa: PLC0415
+
+    try:
+        return named_by_operator(user, time.time())
+    except ValueError:
+        raise _not_a_user() from None
+
+
+def _not_a_user() -> typer.BadParameter:
+    return typer.BadParameter(
+        "the user's id must be 1 to 255 characters, not blank, without control characters"
+    )
 
 
 @cli.command()
@@ -168,9 +254,7 @@ def token(
     settings = development.with_secret(Settings.load())
     lifetime = _seconds(expires_in)
     if not is_subject(user):
-        raise typer.BadParameter(
-            "the user's id must be 1 to 255 characters, not blank, without control characters"
-        )
+        raise _not_a_user()
     print(development.token(settings, user, lifetime=lifetime, email=email))  # noqa: T201
 
 

@@ -2,13 +2,14 @@
 
 import errno
 import os
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Self, TextIO
+from typing import BinaryIO, Self, TextIO, cast
 
 from todo_api.errors import StartupError
 
@@ -46,13 +47,24 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def existing_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read. Raises `StartupError` if that is impossible."""
+    """Open a file to read, any number of times from its beginning. `-` is the standard input.
+
+    Raises `StartupError` if it cannot be read.
+    """
     try:
-        file = path.open("rb")
+        with _standard_input() if str(path) == "-" else path.open("rb") as file:
+            if file.seekable():
+                yield file
+                return
+            with tempfile.TemporaryFile() as copy:
+                shutil.copyfileobj(file, copy)
+                yield cast("BinaryIO", copy)
     except OSError as error:
         raise StartupError(f"{path}: cannot be read ({error.strerror})") from error
-    with file:
-        yield file
+
+
+def _standard_input() -> BinaryIO:
+    return os.fdopen(0, "rb", closefd=False)
 
 
 def _publish(temporary: Path, path: Path) -> None:
