@@ -145,8 +145,10 @@ class Progress:
         """Count this many things."""
         self._count += count
         now = self._clock()
-        if now >= self._next and self._terminal.isatty():
-            self._next = now + PROGRESS_INTERVAL
+        if now < self._next:
+            return
+        self._next = now + PROGRESS_INTERVAL
+        if self._terminal.isatty():
             self._is_shown = True
             self._write(f"\r{self._count:,} {self._things}")
 

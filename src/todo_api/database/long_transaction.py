@@ -25,6 +25,13 @@ _ERASED = "TD401"
 """The SQLSTATE of `begin_owner` for a token from before the erasure of its user."""
 
 
+_NO_SCHEMA = (
+    *(psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn),
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.InvalidParameterValue,  # the role is missing too
+)
+
+
 @contextmanager
 def long_transaction(
     url: str, outcome: str, *, read_only: bool = False, prepare: bool = True
@@ -57,7 +64,7 @@ def lift_timeouts(connection: psycopg.Connection) -> None:
 
 def _explain(error: psycopg.Error, outcome: str) -> str:
     place = "DATABASE_URL" if error.sqlstate != _ERASED else "USER"
-    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+    if isinstance(error, _NO_SCHEMA):
         why = "the database does not have this program's schema; run `todo-api migrate`"
     elif isinstance(error, psycopg.errors.InsufficientPrivilege):
         why = "its login may not do that; use the one that migrates"
