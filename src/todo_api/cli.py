@@ -30,8 +30,26 @@ if TYPE_CHECKING:
 
 STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
 
+
+_COLORS = {"ok": "green", "warning": "yellow", "failure": "red"}
+
+
+def _lines(title: str, *lines: str) -> str:
+    """Return the end of a help page. Typer breaks it only at empty lines."""
+    return "\n\n".join([title, *lines])
+
+
+def _examples(*commands: str) -> str:
+    return _lines("Examples:", *(f"$ todo-api {command}" for command in commands))
+
+
 cli = typer.Typer(
     help="A multi-user to-do REST API.",
+    epilog=_lines(
+        "Exit codes:",
+        "0: done. 1: not done, and the standard error says why. 2: wrong usage.",
+        "130: stopped by Ctrl-C. 143: stopped by SIGTERM. `serve` ends with 0 after both.",
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -47,7 +65,7 @@ def main() -> None:
             signal.signal(number, lambda *_: sys.exit(0))
         gc.disable()  # imports leave no garbage, and looking for it is a sixth of the start
     try:
-        cli()
+        cli(prog_name="todo-api")
     except StartupError as error:
         sys.exit(f"todo-api: {error}")
 
@@ -64,7 +82,7 @@ def _open_standard_files() -> None:
     sys.stderr = sys.stderr or os.fdopen(STANDARD_ERROR, "w", closefd=False)
 
 
-@cli.command()
+@cli.command(epilog=_examples("serve", "serve --host 0.0.0.0 --port 8000 --workers 2"))
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
@@ -90,7 +108,7 @@ def serve(
         server.serve(with_secret, url, listener)
 
 
-@cli.command()
+@cli.command(epilog=_examples("migrate", "migrate --sql > schema.sql"))
 def migrate(
     *,
     sql: Annotated[bool, typer.Option("--sql", help="Print the statements only.")] = False,
@@ -112,7 +130,7 @@ def migrate(
             citus.distribute(url)
 
 
-@cli.command()
+@cli.command(epilog=_examples("restored"))
 def restored() -> None:
     """Lift the versions, so that none is given out twice.
 
@@ -125,7 +143,7 @@ def restored() -> None:
     print(f"Lifted the versions of {users} users above all that were given out before.")  # noqa: T201
 
 
-@cli.command()
+@cli.command(epilog=_examples("backup tasks.backup"))
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file. It must not exist.")],
 ) -> None:
@@ -141,7 +159,7 @@ def backup(
     print(f"Backed up {_counted(rows, 'row')}.")  # noqa: T201
 
 
-@cli.command()
+@cli.command(epilog=_examples("restore tasks.backup"))
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of `todo-api backup`.")],
 ) -> None:
@@ -167,7 +185,7 @@ _Format = Annotated[
 ]
 
 
-@cli.command("export")
+@cli.command("export", epilog=_examples("export ann", "export ann tasks.csv"))
 def export_tasks(
     user: _User,
     file: Annotated[
@@ -192,7 +210,10 @@ def export_tasks(
     print(f"Exported {_counted(number, 'task')}.", file=sys.stderr)  # noqa: T201
 
 
-@cli.command("import")
+@cli.command(
+    "import",
+    epilog=_examples("import ann tasks.csv", "export ann | todo-api import bob - --from ann"),
+)
 def import_tasks(
     user: _User,
     file: Annotated[
@@ -244,7 +265,7 @@ def _not_a_user() -> typer.BadParameter:
     )
 
 
-@cli.command()
+@cli.command(epilog=_examples("token ann", "token ann --email ann@example.com --expires-in 7d"))
 def token(
     user: Annotated[str, typer.Argument(help="The user's id: the token's `sub`.")],
     email: Annotated[str | None, typer.Option(help="The user's e-mail address.")] = None,
@@ -258,7 +279,7 @@ def token(
     print(development.token(settings, user, lifetime=lifetime, email=email))  # noqa: T201
 
 
-@cli.command()
+@cli.command(epilog=_examples("check", "check --json"))
 def check(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -270,7 +291,8 @@ def check(
         print(json.dumps({"ok": ok, "checks": [asdict(each) for each in found]}, indent=2))  # noqa: T201
     else:
         for each in found:
-            print(f"{each.status:8} {each.subject}: {each.detail}")  # noqa: T201
+            status = typer.style(f"{each.status:8}", fg=_COLORS[each.status])
+            typer.echo(f"{status} {each.subject}: {each.detail}")  # colours only on a terminal
     sys.exit(0 if ok else 1)
 
 
@@ -286,7 +308,7 @@ async def _findings() -> "list[Finding]":
         return [check.Finding("settings", "failure", str(error))]
 
 
-@cli.command()
+@cli.command(epilog=_examples("openapi > openapi.json"))
 def openapi() -> None:
     """Print the OpenAPI document."""
     from todo_api.app import create_app  # noqa: PLC0415
