@@ -164,7 +164,7 @@ def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of `todo-api backup`.")],
 ) -> None:
     """Load a backup into an empty database, all of it or nothing."""
-    from todo_api.database.backup import restore as load  # noqa: PLC0415
+    from todo_api.database import backup, migrations  # noqa: PLC0415
 
     settings = Settings.load()
     with (
@@ -172,9 +172,12 @@ def restore(
         _database(settings) as url,
         console.Progress("rows") as progress,
     ):
-        if settings.auto_migrate and schema.current(url) is None:
+        revision = backup.revision_of(read)
+        if settings.auto_migrate and revision in schema.known() and schema.current(url) is None:
+            migrations.migrate(url, revision)
+        rows = backup.restore(url, read, progress.advance)
+        if settings.auto_migrate:
             _migrate(url)
-        rows = load(url, read, progress.advance)
     print(f"Restored {_counted(rows, 'row')}.")  # noqa: T201
 
 

@@ -19,7 +19,7 @@ from sqlmodel import SQLModel
 
 from support.program import command, environment, run, serving
 from support.service import SECRET, token
-from todo_api.database import schema
+from todo_api.database import migrations, schema
 from todo_api.database.backup import FORMAT_VERSION, MAXIMUM_LINE, TABLES, back_up, restore
 from todo_api.errors import StartupError
 from todo_api.tasks import model
@@ -93,8 +93,6 @@ def made_from(url: str) -> bytes:
 @pytest.fixture
 def copy_url(empty_database_url: str) -> str:
     """The address of an empty database with the schema, beside `database_url`."""
-    from todo_api.database import migrations  # noqa: PLC0415
-
     migrations.migrate(empty_database_url)
     return empty_database_url
 
@@ -362,6 +360,26 @@ def test_backup_of_a_running_service_is_restored_without_one(folder: Path) -> No
         assert again.returncode == 1
         assert "the table users has rows" in again.stderr
         assert len(client.get("/api/tasks").json()) == 3
+
+
+def test_a_backup_of_an_older_schema_is_restored_and_migrated(
+    folder: Path, empty_database_url: str
+) -> None:
+    migrations.migrate(empty_database_url, "0001")
+    fill(empty_database_url)
+    saved = run(folder, "backup", "old.backup", **at(empty_database_url))
+    assert saved.returncode == 0
+    with serving(folder, BETTER_AUTH_SECRET=SECRET) as program:
+        refused = run(folder, "restore", "old.backup")
+        assert refused.returncode == 1
+        assert f"is at revision {schema.newest()}, and FILE at 0001" in refused.stderr
+        program.stop()
+    new = {"DATA_DIR": str(folder / "new"), "BETTER_AUTH_SECRET": SECRET}
+    assert run(folder, "restore", "old.backup", **new).stdout == saved.stdout.replace(
+        "Backed up", "Restored"
+    )
+    with serving(folder, **new) as program, program.client(token("ann")) as client:
+        assert client.post("/api/tasks", json={"title": "new"}).status_code == 201
 
 
 def test_backup_of_a_service_that_does_not_run(folder: Path) -> None:

@@ -93,6 +93,13 @@ def back_up(url: str, file: BinaryIO, advance: Advance) -> int:
         return writer.rows
 
 
+def revision_of(file: BinaryIO) -> str:
+    """Return the schema's revision of a backup. Raises `StartupError` if the file is none."""
+    revision = _Reader(file, lambda _: None).head().get("revision")
+    file.seek(0)
+    return str(revision)
+
+
 def restore(url: str, file: BinaryIO, advance: Advance) -> int:
     """Load a backup into an empty database of the same revision, in one transaction.
 
