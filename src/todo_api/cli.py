@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
 
-
+_User = Annotated[str, typer.Argument(metavar="USER", help="The user's id: the token's `sub`.")]
 _COLORS = {"ok": "green", "warning": "yellow", "failure": "red"}
 
 
@@ -181,7 +181,6 @@ def restore(
     print(f"Restored {_counted(rows, 'row')}.")  # noqa: T201
 
 
-_User = Annotated[str, typer.Argument(metavar="USER", help="The user's id: the token's `sub`.")]
 _Format = Annotated[
     Literal["jsonl", "csv"] | None,
     typer.Option("--format", help="JSON lines or CSV. By default the name of FILE decides."),
@@ -270,7 +269,7 @@ def _not_a_user() -> typer.BadParameter:
 
 @cli.command(epilog=_examples("token ann", "token ann --email ann@example.com --expires-in 7d"))
 def token(
-    user: Annotated[str, typer.Argument(help="The user's id: the token's `sub`.")],
+    user: _User,
     email: Annotated[str | None, typer.Option(help="The user's e-mail address.")] = None,
     expires_in: Annotated[str, typer.Option(help="Lifetime: 90s, 15m, 1h or 7d.")] = "1h",
 ) -> None:

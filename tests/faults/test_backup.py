@@ -238,6 +238,15 @@ def test_an_altered_file_with_a_right_checksum_is_refused(
     assert is_empty(copy_url)
 
 
+def test_an_altered_task_is_refused(database_url: str, copy_url: str) -> None:
+    fill(database_url)
+    lines = gzip.decompress(made_from(database_url))
+    altered = gzip.compress(lines.replace(b"a@example.com", b"b@example.com"))
+    with pytest.raises(StartupError, match=DAMAGED):
+        restore(copy_url, io.BytesIO(altered), nothing)
+    assert is_empty(copy_url)
+
+
 @pytest.mark.parametrize("more", [b"more", gzip.compress(b"more"), b"\0\0more"])
 def test_a_file_with_something_after_its_end_is_refused(
     more: bytes, database_url: str, copy_url: str

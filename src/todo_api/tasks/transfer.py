@@ -14,6 +14,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
@@ -95,7 +96,9 @@ class Transfer:
             made = self._make(transaction, self._new_tasks(source), count, advance)
         return Imported(made, count - made)
 
-    def _begin(self, outcome: str, *, read_only: bool = False) -> Any:
+    def _begin(
+        self, outcome: str, *, read_only: bool = False
+    ) -> AbstractContextManager[OwnersTransaction]:
         return OwnersTransaction.begin(
             self._url, self._settings, self._owner.id, outcome, read_only=read_only
         )
