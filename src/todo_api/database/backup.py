@@ -54,10 +54,8 @@ _LOCK_TIMEOUT = "2s"
 _SESSION: Sequence[LiteralString] = (
     # A login that row security binds would back up nothing, and say nothing.
     "SET LOCAL row_security = off",
-    # The text of a value must not depend on the settings of a login.
-    "SET LOCAL DateStyle = 'ISO, MDY'",
-    "SET LOCAL TimeZone = 'UTC'",
-    "SET LOCAL bytea_output = 'hex'",
+    # Other styles do not name the offset of a time.
+    "SET LOCAL DateStyle = 'ISO'",
 )
 _REVISION = "SELECT version_num FROM alembic_version"
 _COLUMNS = """
