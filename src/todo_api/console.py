@@ -26,8 +26,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     Only its owner can read it. Nothing is left if the caller fails. Raises `StartupError` if
     `path` exists, or cannot be written.
     """
-    if path.exists() or path.is_symlink():
-        raise StartupError(f"{path}: exists already; choose another name")
+    _refuse_existing(path)
     try:
         number, name = tempfile.mkstemp(prefix=".todo-api-", dir=path.parent)
     except OSError as error:
@@ -67,15 +66,17 @@ def _standard_input() -> BinaryIO:
     return os.fdopen(0, "rb", closefd=False)
 
 
+def _refuse_existing(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise StartupError(f"{path}: exists already; choose another name")
+
+
 def _publish(temporary: Path, path: Path) -> None:
     """Give the file its name, which nothing may have. A rename would replace another file."""
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        raise StartupError(f"{path}: exists already; choose another name") from None
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise
+    except OSError:  # somebody took the name, or the file system has no hard links
+        _refuse_existing(path)
         temporary.rename(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

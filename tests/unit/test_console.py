@@ -1,13 +1,16 @@
-"""Progress on a terminal, and nowhere else."""
+"""New files, which are complete or absent, and progress, which is only on a terminal."""
 
+import errno
 import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from todo_api.console import Progress
+from todo_api.console import Progress, new_file
+from todo_api.errors import StartupError
 
 
 @contextmanager
@@ -64,3 +67,34 @@ def test_work_goes_on_without_its_terminal() -> None:
         os.close(ours)
         progress.advance()
     os.close(theirs)
+
+
+@pytest.fixture
+def without_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system such as FAT, of which a test cannot have one."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("without_hard_links")
+def test_a_file_system_without_hard_links_gets_the_file_too(tmp_path: Path) -> None:
+    with new_file(tmp_path / "new") as file:
+        file.write(b"content")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"content"]
+
+
+@pytest.mark.usefixtures("without_hard_links")
+def test_there_as_well_no_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    with pytest.raises(StartupError, match="exists already"), new_file(path):
+        path.write_text("precious")
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["precious"]
+
+
+def test_a_failure_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="invalid literal"), new_file(tmp_path / "new") as file:
+        file.write(str(int("not a number")).encode())
+    assert not list(tmp_path.iterdir())

@@ -3,18 +3,23 @@
 import csv
 import io
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from todo_api.auth.owner import Owner
 from todo_api.errors import StartupError
 from todo_api.http.body import MAXIMUM_BYTES
+from todo_api.settings import Settings
 from todo_api.tasks import files
 from todo_api.tasks.fields import BY_NAME
 from todo_api.tasks.files import Format
+from todo_api.tasks.transfer import Source, Transfer
 
+FORMS: list[Format] = ["jsonl", "csv"]
 HEADER = b"title,description,completed\r\n"
 
 
@@ -144,6 +149,13 @@ def test_json_lines_that_are_refused(file: bytes, message: str) -> None:
     assert message in refused(file, "jsonl")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_limit_is_for_each_task(form: Format) -> None:
+    text = "x" * (MAXIMUM_BYTES // 2)
+    file = written(form, *[task(description=text)] * 3)
+    assert [each["description"] for each in members(file, form)] == [text] * 3
+
+
 class Endless(io.BytesIO):
     """A file of one line without end."""
 
@@ -158,9 +170,36 @@ class Endless(io.BytesIO):
         return b"x" * size
 
 
-@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_long_line_is_not_read_to_its_end(form: Format) -> None:
     endless = Endless()
     with pytest.raises(StartupError, match="has a task of more than"):
         list(files.read(endless, form))
     assert endless.given <= MAXIMUM_BYTES + 1
+
+
+@given(st.binary(max_size=200) | st.text(max_size=60).map(str.encode), st.sampled_from(FORMS))
+@example(b'title\r\n"', "csv")
+@example(b"\xef\xbb\xbf", "csv")
+@example(b"\xef\xbb\xbf", "jsonl")
+def test_any_bytes_are_read_or_refused(file: bytes, form: Format) -> None:
+    with suppress(StartupError):
+        members(file, form)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*BY_NAME, "other"]), values), st.sampled_from(["", "x"]))
+@example({"title": "a", "user_id": [{}]}, "")
+@example({"title": "a", "user_id": "ann", "id": 2**70, "created_at": "0001-01-01T00:00+23:00"}, "")
+@example({"title": "a", "user_id": "ann", "id": "9" * 30, "created_at": "2026-01-01"}, "")
+def test_any_object_is_checked_or_refused(task: dict[str, Any], title: str) -> None:
+    line = json.dumps({"title": title, **task} if title else task).encode()
+    moving = Transfer(Owner("ann", None, 0.0), "postgresql://", Settings.model_construct())
+    with suppress(StartupError):
+        assert moving.check_tasks(Source(io.BytesIO(line), "jsonl"), lambda _: None) == 1
