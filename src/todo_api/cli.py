@@ -7,14 +7,16 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from todo_api import development
+from todo_api import console, development
 from todo_api.auth.tokens import is_subject
 from todo_api.database import schema
 from todo_api.errors import StartupError
@@ -23,27 +25,47 @@ from todo_api.settings import Settings
 if TYPE_CHECKING:
     from socket import socket
 
+    from todo_api.auth.owner import Owner
     from todo_api.check import Finding
 
 STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
 
+_User = Annotated[str, typer.Argument(metavar="USER", help="The user's id: the token's `sub`.")]
+_COLORS = {"ok": "green", "warning": "yellow", "failure": "red"}
+
+
+def _lines(title: str, *lines: str) -> str:
+    """Return the end of a help page. Typer breaks it only at empty lines."""
+    return "\n\n".join([title, *lines])
+
+
+def _examples(*commands: str) -> str:
+    return _lines("Examples:", *(f"$ todo-api {command}" for command in commands))
+
+
 cli = typer.Typer(
     help="A multi-user to-do REST API.",
+    epilog=_lines(
+        "Exit codes:",
+        "0: done. 1: not done, and the standard error says why. 2: wrong usage.",
+        "130: stopped by Ctrl-C. 143: stopped by SIGTERM. `serve` ends with 0 after both.",
+    ),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
 def main() -> None:
-    """Run a command; if the program cannot start, print why in one line and exit with 1."""
+    """Run a command. If it cannot do what it should, print why in one line and exit with 1."""
     _open_standard_files()
+    # Only an exception removes unfinished files.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if sys.argv[1:2] == ["serve"]:
         for number in (signal.SIGTERM, signal.SIGINT):  # stopping the service is not an error
             signal.signal(number, lambda *_: sys.exit(0))
         gc.disable()  # imports leave no garbage, and looking for it is a sixth of the start
     try:
-        cli()
+        cli(prog_name="todo-api")
     except StartupError as error:
         sys.exit(f"todo-api: {error}")
 
@@ -60,7 +82,7 @@ def _open_standard_files() -> None:
     sys.stderr = sys.stderr or os.fdopen(STANDARD_ERROR, "w", closefd=False)
 
 
-@cli.command()
+@cli.command(epilog=_examples("serve", "serve --host 0.0.0.0 --port 8000 --workers 2"))
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
@@ -86,7 +108,7 @@ def serve(
         server.serve(with_secret, url, listener)
 
 
-@cli.command()
+@cli.command(epilog=_examples("migrate", "migrate --sql > schema.sql"))
 def migrate(
     *,
     sql: Annotated[bool, typer.Option("--sql", help="Print the statements only.")] = False,
@@ -108,7 +130,7 @@ def migrate(
             citus.distribute(url)
 
 
-@cli.command()
+@cli.command(epilog=_examples("restored"))
 def restored() -> None:
     """Lift the versions, so that none is given out twice.
 
@@ -121,9 +143,133 @@ def restored() -> None:
     print(f"Lifted the versions of {users} users above all that were given out before.")  # noqa: T201
 
 
-@cli.command()
+@cli.command(epilog=_examples("backup tasks.backup"))
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file. It must not exist.")],
+) -> None:
+    """Write all data to a file, as it is at one moment. The service can run meanwhile."""
+    from todo_api.database.backup import back_up  # noqa: PLC0415
+
+    with (
+        console.new_file(file) as written,
+        _database(Settings.load()) as url,
+        console.Progress("rows") as progress,
+    ):
+        rows = back_up(url, written, progress.advance)
+    print(f"Backed up {_counted(rows, 'row')}.")  # noqa: T201
+
+
+@cli.command(epilog=_examples("restore tasks.backup"))
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of `todo-api backup`.")],
+) -> None:
+    """Load a backup into an empty database, all of it or nothing."""
+    from todo_api.database import backup, migrations  # noqa: PLC0415
+
+    settings = Settings.load()
+    with (
+        console.existing_file(file) as read,
+        _database(settings) as url,
+        console.Progress("rows") as progress,
+    ):
+        revision = backup.revision_of(read)
+        if settings.auto_migrate and revision in schema.known() and schema.current(url) is None:
+            migrations.migrate(url, revision)
+        rows = backup.restore(url, read, progress.advance)
+        if settings.auto_migrate:
+            _migrate(url)
+    print(f"Restored {_counted(rows, 'row')}.")  # noqa: T201
+
+
+_Format = Annotated[
+    Literal["jsonl", "csv"] | None,
+    typer.Option("--format", help="JSON lines or CSV. By default the name of FILE decides."),
+]
+
+
+@cli.command("export", epilog=_examples("export ann", "export ann tasks.csv"))
+def export_tasks(
+    user: _User,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="A new file. The standard output if left out."),
+    ] = None,
+    form: _Format = None,
+) -> None:
+    """Write a user's tasks as they are at one moment, a task on each line."""
+    from todo_api.tasks.transfer import Transfer  # noqa: PLC0415
+
+    owner = _named_by_operator(user)
+    settings = Settings.load()
+    output = console.new_file(file) if file else console.standard_output()
+    with (
+        output as written,
+        _database(settings) as url,
+        console.Progress("tasks") as progress,
+    ):
+        transfer = Transfer(owner, url, settings)
+        number = transfer.export_tasks(written, form or _format(file), progress.advance)
+    print(f"Exported {_counted(number, 'task')}.", file=sys.stderr)  # noqa: T201
+
+
+@cli.command(
+    "import",
+    epilog=_examples("import ann tasks.csv", "export ann | todo-api import bob - --from ann"),
+)
+def import_tasks(
+    user: _User,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A file of tasks, or - for the standard input.")
+    ],
+    form: _Format = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="USER", help="Whose tasks FILE has, if not USER's."),
+    ] = None,
+) -> None:
+    """Make a user's tasks from a file, all of them or none. A repeat makes no task twice."""
+    from todo_api.tasks.transfer import Source, Transfer  # noqa: PLC0415
+
+    owner = _named_by_operator(user)
+    settings = Settings.load()
+    with console.existing_file(file) as read, _database(settings) as url:
+        if settings.auto_migrate:
+            _migrate(url)
+        transfer = Transfer(owner, url, settings)
+        tasks = Source(read, form or _format(file), source)
+        with console.Progress("tasks checked") as progress:
+            count = transfer.check_tasks(tasks, progress.advance)
+        with console.Progress(f"of {count:,} tasks imported") as progress:
+            made, known = transfer.import_tasks(tasks, count, progress.advance)
+    print(f"Imported {_counted(made, 'task')}, {known:,} were there already.")  # noqa: T201
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _format(file: Path | None) -> Literal["jsonl", "csv"]:
+    return "csv" if file and file.suffix.lower() == ".csv" else "jsonl"
+
+
+def _named_by_operator(user: str) -> "Owner":
+    from todo_api.auth.owner import named_by_operator  # noqa: PLC0415
+
+    try:
+        return named_by_operator(user, time.time())
+    except ValueError:
+        raise _not_a_user() from None
+
+
+def _not_a_user() -> typer.BadParameter:
+    return typer.BadParameter(
+        "the user's id must be 1 to 255 characters, not blank, without control characters"
+    )
+
+
+@cli.command(epilog=_examples("token ann", "token ann --email ann@example.com --expires-in 7d"))
 def token(
-    user: Annotated[str, typer.Argument(help="The user's id: the token's `sub`.")],
+    user: _User,
     email: Annotated[str | None, typer.Option(help="The user's e-mail address.")] = None,
     expires_in: Annotated[str, typer.Option(help="Lifetime: 90s, 15m, 1h or 7d.")] = "1h",
 ) -> None:
@@ -131,13 +277,11 @@ def token(
     settings = development.with_secret(Settings.load())
     lifetime = _seconds(expires_in)
     if not is_subject(user):
-        raise typer.BadParameter(
-            "the user's id must be 1 to 255 characters, not blank, without control characters"
-        )
+        raise _not_a_user()
     print(development.token(settings, user, lifetime=lifetime, email=email))  # noqa: T201
 
 
-@cli.command()
+@cli.command(epilog=_examples("check", "check --json"))
 def check(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -149,7 +293,8 @@ def check(
         print(json.dumps({"ok": ok, "checks": [asdict(each) for each in found]}, indent=2))  # noqa: T201
     else:
         for each in found:
-            print(f"{each.status:8} {each.subject}: {each.detail}")  # noqa: T201
+            status = typer.style(f"{each.status:8}", fg=_COLORS[each.status])
+            typer.echo(f"{status} {each.subject}: {each.detail}")  # colours only on a terminal
     sys.exit(0 if ok else 1)
 
 
@@ -165,7 +310,7 @@ async def _findings() -> "list[Finding]":
         return [check.Finding("settings", "failure", str(error))]
 
 
-@cli.command()
+@cli.command(epilog=_examples("openapi > openapi.json"))
 def openapi() -> None:
     """Print the OpenAPI document."""
     from todo_api.app import create_app  # noqa: PLC0415
@@ -210,17 +355,11 @@ def _greeting(settings: Settings, listener: "socket", place: str) -> str:
 
 
 def _print_or_discard(text: str) -> None:
-    """Print a text; if that is impossible, discard it and all later output.
-
-    The service runs without it, and Python would try again at exit
-    (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
-    """
+    """Print a text; if that is impossible, the service runs without it."""
     try:
         print(text, end="", flush=True)  # noqa: T201
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, STANDARD_OUTPUT)
-        os.close(nowhere)
+        console.discard_output()
 
 
 def _seconds(duration: str) -> float:

@@ -34,7 +34,10 @@ LAYERS: dict[str, set[str]] = {
     "development": {"auth", "settings", "errors"},
     "check": {"auth", "database", "settings", "errors"},
     "server": {"app", "http", "database", "settings", "errors"},
+    "console": {"errors"},
     "cli": {
+        "console",
+        "tasks",
         "auth",
         "server",
         "check",
@@ -106,6 +109,12 @@ def test_only_auth_creates_an_owner(module: Path) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
             name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
             assert name != "Owner" or module == SOURCE / "auth" / "owner.py"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_only_commands_name_an_owner_without_a_token(module: Path) -> None:
+    if module not in {SOURCE / "cli.py", SOURCE / "auth" / "owner.py"}:
+        assert "named_by_operator" not in module.read_text()
 
 
 def test_every_api_route_is_private() -> None:

@@ -71,6 +71,24 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "todo_api", *arguments]
 
 
+def run(
+    folder: Path, *arguments: str, given: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the program to its end in a folder, with this standard input."""
+    done = subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env=environment(**variables),
+        input=given.encode(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
 @contextmanager
 def serving(
     folder: Path, *arguments: str, prelude: str | None = None, **variables: str

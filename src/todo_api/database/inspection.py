@@ -42,8 +42,8 @@ PRIVILEGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "restorations": {"SELECT": ("version", "restored_at")},
     "tasks": {
-        "SELECT": ("user_id", "id", "created_at", "updated_at", *_WRITTEN),
-        "INSERT": ("user_id", *_WRITTEN),
+        "SELECT": ("user_id", "id", "created_at", "updated_at", "source", *_WRITTEN),
+        "INSERT": ("user_id", "source", *_WRITTEN),
         "UPDATE": ("updated_at", *_WRITTEN),
         "DELETE": (),
     },

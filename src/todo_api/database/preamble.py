@@ -44,7 +44,8 @@ class Preamble:
         planned = [*owner, *(_set_timeouts(*timeouts) if role else ()), _PLAN_ONCE, *count]
         parameters = ("owner",) if role or quota else ()
         suffix = b"_counted" if quota else b""
-        self._plain = _select(b"preamble" + suffix, plain, parameters) if plain else None
+        self.plain = _select(b"preamble" + suffix, plain, parameters) if plain else None
+        """The statement before an ordinary one, if any."""
         self._planned = _select(b"planned_preamble" + suffix, planned, parameters)
         self._stream = _select(b"stream_preamble" + suffix, stream, parameters)
 
@@ -52,7 +53,7 @@ class Preamble:
         """Return the statement to send before this one, if any."""
         if statement.streamed:
             return self._stream
-        return self._planned if statement.planned_once else self._plain
+        return self._planned if statement.planned_once else self.plain
 
 
 def _select(name: bytes, calls: list[str], parameters: tuple[str, ...] = ()) -> Statement:

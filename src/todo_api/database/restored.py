@@ -37,10 +37,15 @@ def lift_versions(url: str) -> int:
             # A user who writes meanwhile has to be lifted above that write, and not be an error.
             connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             connection.execute("SET LOCAL statement_timeout = 0")  # one UPDATE of every user
-            known = [connection.execute(query).fetchall()[0][0] or 0 for query in _KNOWN]
-            floor = max(int(time.time() * 1000), *known) + MARGIN
-            users, *_ = [connection.execute(statement, {"floor": floor}) for statement in _LIFT]
-            return users.rowcount
+            return lift(connection)
     except psycopg.Error as error:
         why = error.sqlstate or reason(error)
         raise StartupError(f"DATABASE_URL: no version was lifted ({why})") from error
+
+
+def lift(connection: psycopg.Connection) -> int:
+    """Lift the version of every user in a transaction of the caller's. Return their number."""
+    known = [connection.execute(query).fetchall()[0][0] or 0 for query in _KNOWN]
+    floor = max(int(time.time() * 1000), *known) + MARGIN
+    users, *_ = [connection.execute(statement, {"floor": floor}) for statement in _LIFT]
+    return users.rowcount

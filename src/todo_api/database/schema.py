@@ -14,9 +14,14 @@ from todo_api.errors import StartupError
 _VERSIONS = Path(__file__).parent / "migrations" / "versions"
 
 
+def known() -> set[str]:
+    """Return every revision. The name of a revision's file begins with its number."""
+    return {path.name.partition("_")[0] for path in _VERSIONS.glob("[0-9]*.py")}
+
+
 def newest() -> str:
-    """Return the newest revision. The name of a revision's file begins with its number."""
-    return max(path.name.partition("_")[0] for path in _VERSIONS.glob("[0-9]*.py"))
+    """Return the newest revision."""
+    return max(known())
 
 
 def current(url: str) -> str | None:

@@ -33,7 +33,7 @@ async def read_object(
     if not body:
         return None
     _check_media_type(headers, media_types)
-    return _parse(body)
+    return parse_object(body)
 
 
 async def read_body(request: Request, limit: int = MAXIMUM_BYTES) -> bytes:
@@ -85,7 +85,8 @@ def _check_declaration(types: Sequence[bytes], media_types: Collection[str]) -> 
         raise UnsupportedMediaType
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body. Raises `InvalidJson`."""
     try:
         value = jiter.from_json(
             body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys"

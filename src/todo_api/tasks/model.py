@@ -158,6 +158,14 @@ class Task(SQLModel, table=True):
         ),
         # The default order. No column that changes is in an index, so every update is HOT.
         Index("tasks_by_creation", "user_id", "created_at", "id"),
+        # Only imported tasks are in it, so other writes do not pay for it.
+        Index(
+            "tasks_by_source",
+            "user_id",
+            "source",
+            unique=True,
+            postgresql_where=sql("source IS NOT NULL"),
+        ),
     )
 
     user_id: str = Field(
@@ -195,3 +203,6 @@ class Task(SQLModel, table=True):
     )
     version: int = Field(sa_type=BigInteger)
     """The user's version of the last write that changed this task."""
+    source: bytes | None = Field(default=None, sa_type=LargeBinary)
+    """The SHA-256 of what an imported task was made from, so that a second import makes none
+    (`tasks/transfer.py`). It never changes."""

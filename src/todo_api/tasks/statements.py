@@ -369,14 +369,44 @@ def get_task() -> Statement:
     return Statement.compiled("get_task", _as_json(task))
 
 
+def _new_columns() -> dict[str, Any]:
+    """Return the columns of a new task, with their values."""
+    completed_at = case((_NEW["status"] == _COMPLETE, func.now()))
+    return {"user_id": _OWNER, **_NEW, "completed_at": completed_at}
+
+
 @cache
 def add_task(terms: Terms = PLAIN) -> Statement:
     """Insert a task for a user who has a row."""
-    completed_at = case((_NEW["status"] == _COMPLETE, func.now()))
-    values = {"user_id": _OWNER, **_NEW, "completed_at": completed_at}
+    values = _new_columns()
     row: Any = select(*values.values(), _writer(terms).c.version)  # type: ignore[call-overload]  # SQLModel types four columns
     added = insert(Task).from_select([*values, "version"], row)
     return _write("add_task", _written(added), terms)
+
+
+@cache
+def import_task() -> Statement:
+    """Insert a task of an import, after `take_versions`, unless it was imported before.
+
+    Nor is it inserted if the user has the very task that it was exported from: the same id, created
+    at the same moment.
+    """
+    source: Any = bindparam("source", type_=LargeBinary())
+    exported_id = bindparam("exported_id", type_=BigInteger())
+    exported_at = bindparam("exported_at", type_=DateTime(timezone=True))
+    original = select(col(Task.id)).where(
+        _ITS_OWN, col(Task.id) == exported_id, col(Task.created_at) == exported_at
+    )
+    writer = _writer(Terms(batched=True))
+    row: Any = select(*_new_columns().values(), source, writer.c.version)  # type: ignore[call-overload]  # SQLModel types four columns
+    added = insert(Task).from_select(
+        [*_new_columns(), "source", "version"], row.where(not_(original.exists()))
+    )
+    once = added.on_conflict_do_nothing(
+        index_elements=[col(Task.user_id), col(Task.source)],
+        index_where=col(Task.source).is_not(None),
+    )
+    return Statement.compiled("import_task", once, writes=True)
 
 
 @cache

@@ -30,8 +30,8 @@ def configuration(connection: Connection | None = None, metadata: MetaData | Non
     return config
 
 
-def migrate(url: str) -> None:
-    """Bring the schema to the newest version, in one transaction. Raises `StartupError`.
+def migrate(url: str, revision: str = "head") -> None:
+    """Bring the schema to a revision, in one transaction. Raises `StartupError`.
 
     Processes that start together wait for each other. A schema that is newer than this program
     stays as it is, because the old program runs on it during a rolling update.
@@ -46,7 +46,7 @@ def migrate(url: str) -> None:
             connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
             connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
             if not _is_newer(connection):
-                command.upgrade(configuration(connection), "head")
+                command.upgrade(configuration(connection), revision)
     except DBAPIError as error:
         raise StartupError(_explain(error)) from error
 
