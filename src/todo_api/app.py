@@ -15,6 +15,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from todo_api import development
 from todo_api.auth.key_set import KeySet
 from todo_api.auth.owner import Authenticator
 from todo_api.auth.rate_limits import RateLimits
@@ -160,8 +161,18 @@ def create_app(settings: Settings, database_url: str) -> Application:
     )
     app.serve(task_router(authenticator, open_tasks))
     app.serve(health_router(partial(_not_ready, database, key_set)))
-    app.serve(document_router(app))
+    app.serve(document_router(app, _ready_tokens(settings)))
     return app
+
+
+def _ready_tokens(settings: Settings) -> dict[str, Callable[[], str]]:
+    """Return what makes the tokens of the docs page, by user. There are none in production."""
+    if not settings.development:
+        return {}
+    return {
+        user: partial(development.token, settings, user, lifetime=development.LIFETIME)
+        for user in development.USERS
+    }
 
 
 def _issuer_ahead(settings: Settings, key_set: KeySet | None) -> float:

@@ -1,28 +1,43 @@
-"""The public pages beside the API: health, the OpenAPI document, and Swagger UI to read it."""
+"""The public pages beside the API: home, health, the OpenAPI document, and the docs to read it."""
 
 import json
-from base64 import b64encode
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
-from hashlib import sha256
+from html import escape
 from importlib.util import find_spec
-from mimetypes import guess_type
 from pathlib import Path
-from re import DOTALL, search
+from string import Template
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel, Field
-from starlette.responses import HTMLResponse, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
-from todo_api.errors import NotReady
+from todo_api.errors import NotFound, NotReady
 from todo_api.http.answers import json_answer
+from todo_api.http.content import KEEP, Content
+from todo_api.http.negotiation import prefers_html
 from todo_api.http.openapi import error_responses
 from todo_api.http.routing import ServiceRoute
+from todo_api.settings import is_loopback
 
-ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
-"""Swagger UI's files in the package fastapi-offline."""
+OURS = Path(__file__).parent / "site"
+"""The folder of our pages and their files."""
+
+HTML = "text/html; charset=utf-8"
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+"""Nothing inline and nothing from another host. Swagger UI's style sheet has pictures as `data:`."""
 
 
 class Health(BaseModel):
@@ -70,61 +85,87 @@ def health_router(not_ready: Callable[[], Awaitable[str | None]]) -> APIRouter:
     return router
 
 
-def document_router(app: FastAPI) -> APIRouter:
-    """Return `/openapi.json` and `/docs`, which loads nothing from another host."""
-    router = APIRouter(route_class=ServiceRoute, include_in_schema=False)
-    page, policy = _documentation_page(app.title)
+def document_router(app: FastAPI, ready_tokens: Mapping[str, Callable[[], str]]) -> APIRouter:
+    """Return `/`, `/openapi.json` and `/docs` with its files, all without another host.
 
-    @cache  # made for the first request, so that a start does not wait for it
-    def document() -> bytes:
-        return json.dumps(app.openapi()).encode()
+    `ready_tokens` makes the tokens that the page offers to the developer, each for one user. In
+    production it is empty, and the route that gives them does not exist.
+    """
+    router = APIRouter(route_class=ServiceRoute, include_in_schema=False)
+    users = " ".join(ready_tokens)
+
+    # All of this is made for the first request, so that a start does not wait for it.
+    @cache
+    def page(name: str) -> Content:
+        return _page(name, title=app.title, summary=str(app.summary), users=users)
+
+    @cache
+    def json_content(make: Callable[[], dict[str, Any]]) -> Content:
+        return Content(json.dumps(make()).encode(), "application/json")
+
+    def start() -> dict[str, Any]:
+        links = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health"}
+        return {"name": app.title, "summary": app.summary, **links}
+
+    @router.get("/")
+    async def home(request: Request) -> Response:
+        content = page("home.html") if prefers_html(request) else json_content(start)
+        answer = await content.answer(request)
+        answer.headers["Vary"] = "Accept, Accept-Encoding"
+        return answer
 
     @router.get("/openapi.json")
-    async def openapi() -> Response:
-        return json_answer(document())
+    async def openapi(request: Request) -> Response:
+        return await json_content(app.openapi).answer(request)
 
     @router.get("/docs")
-    async def docs() -> Response:
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+    async def docs(request: Request) -> Response:
+        return await page("docs.html").answer(request)
 
-    for file in ASSETS:
-        router.get(f"/docs/{file}")(_asset(_folder() / file))
+    @router.get("/docs/files/{digest}/{name}")
+    async def file(request: Request) -> Response:
+        asked = request.path_params
+        content = _files().get(asked["name"])
+        if content is None or content.digest != asked["digest"]:
+            raise NotFound
+        return await content.answer(request)
+
+    if ready_tokens:
+
+        @router.get("/docs/tokens/{user}")
+        async def token(request: Request) -> Response:
+            make = ready_tokens.get(request.path_params["user"])
+            # A page of another site can name its own host for this address (DNS rebinding).
+            if make is None or not is_loopback(request.url.hostname or ""):
+                raise NotFound
+            return json_answer(json.dumps({"token": make()}).encode())
+
     return router
 
 
-def _asset(path: Path) -> Callable[[], Awaitable[Response]]:
-    content, media_type = path.read_bytes(), guess_type(path.name)[0]
-
-    async def asset() -> Response:
-        return Response(content, media_type=media_type)
-
-    return asset
-
-
-def _documentation_page(title: str) -> tuple[bytes, str]:
-    """Return Swagger UI's page, and a policy that allows only its own inline script."""
-    page = bytes(
-        get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title=title,
-            swagger_js_url="/docs/swagger-ui-bundle.js",
-            swagger_css_url="/docs/swagger-ui.css",
-            swagger_favicon_url="/docs/favicon.png",
-        ).body
-    )
-    script = search(rb"<script>(.*?)</script>", page, DOTALL)
-    if script is None:
-        raise RuntimeError("FastAPI's documentation page has changed: no inline script")
-    digest = b64encode(sha256(script[1]).digest()).decode()
-    policy = (
-        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self' "
-        "'unsafe-inline'; img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return page, policy
+def _page(name: str, **texts: str) -> Content:
+    """Return one of our pages, with these texts and the addresses of its files."""
+    addresses = {
+        re.sub("[-.]", "_", file): f"/docs/files/{content.digest}/{file}"
+        for file, content in _files().items()
+    }
+    template = Template((OURS / name).read_text("utf-8"))
+    body = template.substitute(addresses, **{key: escape(text) for key, text in texts.items()})
+    return Content(body.encode(), HTML, {"Content-Security-Policy": POLICY})
 
 
-def _folder() -> Path:
+@cache
+def _files() -> dict[str, Content]:
+    """Return the files of the pages by their names: ours, and those of Swagger UI."""
+    ours = [path for path in OURS.iterdir() if path.suffix in MEDIA_TYPES]
+    theirs = [_swagger_ui() / name for name in ("swagger-ui-bundle.js", "swagger-ui.css")]
+    return {
+        path.name: Content(path.read_bytes(), MEDIA_TYPES[path.suffix], cache_control=KEEP)
+        for path in [*ours, *theirs]
+    }
+
+
+def _swagger_ui() -> Path:
     """Return the folder of Swagger UI's files, without an import of their package."""
     package = find_spec("fastapi_offline")
     if package is None or package.origin is None:
