@@ -30,8 +30,8 @@ LAYERS: dict[str, set[str]] = {
     "auth": {"database", "request_context", "settings", "errors"},
     "http": {"auth", "request_context", "limiter", "settings", "errors"},
     "tasks": {"http", "auth", "database", "settings", "errors"},
-    "app": {"tasks", "http", "auth", "database", "settings", "errors"},
     "development": {"auth", "settings", "errors"},
+    "app": {"development", "tasks", "http", "auth", "database", "settings", "errors"},
     "check": {"auth", "database", "settings", "errors"},
     "server": {"app", "http", "database", "settings", "errors"},
     "cli": {

@@ -1,14 +1,8 @@
-"""The public pages beside the API: home, health, the OpenAPI document, and the docs to read it."""
+"""The public routes beside the API: health, the OpenAPI document, and the pages for people."""
 
 import json
-import re
 from collections.abc import Awaitable, Callable, Mapping
-from functools import cache
-from html import escape
-from importlib.util import find_spec
-from pathlib import Path
-from string import Template
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, Field
@@ -17,27 +11,14 @@ from starlette.responses import Response
 
 from todo_api.errors import NotFound, NotReady
 from todo_api.http.answers import json_answer
-from todo_api.http.content import KEEP, Content
 from todo_api.http.negotiation import prefers_html
 from todo_api.http.openapi import error_responses
-from todo_api.http.routing import ServiceRoute
+from todo_api.http.routing import Reads, ServiceRoute
+from todo_api.http.site import Site, file_of
 from todo_api.settings import is_loopback
 
-OURS = Path(__file__).parent / "site"
-"""The folder of our pages and their files."""
-
-HTML = "text/html; charset=utf-8"
-MEDIA_TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
-
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-)
-"""Nothing inline and nothing from another host. Swagger UI's style sheet has pictures as `data:`."""
+ReadyTokens = Mapping[str, Callable[[], str]]
+"""What makes the tokens that the page `/docs` offers to a developer, by user."""
 
 
 class Health(BaseModel):
@@ -85,89 +66,54 @@ def health_router(not_ready: Callable[[], Awaitable[str | None]]) -> APIRouter:
     return router
 
 
-def document_router(app: FastAPI, ready_tokens: Mapping[str, Callable[[], str]]) -> APIRouter:
-    """Return `/`, `/openapi.json` and `/docs` with its files, all without another host.
+def _from_path(name: str) -> Reads:
+    async def read(request: Request) -> str:
+        text: str = request.path_params[name]
+        return text
 
-    `ready_tokens` makes the tokens that the page offers to the developer, each for one user. In
-    production it is empty, and the route that gives them does not exist.
-    """
+    return Reads(read)
+
+
+def document_router(app: FastAPI, ready_tokens: ReadyTokens) -> APIRouter:
+    """Return `/`, `/openapi.json` and `/docs` with its files. They load no other host's files."""
     router = APIRouter(route_class=ServiceRoute, include_in_schema=False)
-    users = " ".join(ready_tokens)
-
-    # All of this is made for the first request, so that a start does not wait for it.
-    @cache
-    def page(name: str) -> Content:
-        return _page(name, title=app.title, summary=str(app.summary), users=users)
-
-    @cache
-    def json_content(make: Callable[[], dict[str, Any]]) -> Content:
-        return Content(json.dumps(make()).encode(), "application/json")
-
-    def start() -> dict[str, Any]:
-        links = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health"}
-        return {"name": app.title, "summary": app.summary, **links}
+    site = Site(app, users=" ".join(ready_tokens))
 
     @router.get("/")
     async def home(request: Request) -> Response:
-        content = page("home.html") if prefers_html(request) else json_content(start)
+        content = site.home if prefers_html(request) else site.summary
         answer = await content.answer(request)
         answer.headers["Vary"] = "Accept, Accept-Encoding"
         return answer
 
     @router.get("/openapi.json")
     async def openapi(request: Request) -> Response:
-        return await json_content(app.openapi).answer(request)
+        return await site.document.answer(request)
 
     @router.get("/docs")
     async def docs(request: Request) -> Response:
-        return await page("docs.html").answer(request)
+        return await site.docs.answer(request)
 
     @router.get("/docs/files/{digest}/{name}")
-    async def file(request: Request) -> Response:
-        asked = request.path_params
-        content = _files().get(asked["name"])
-        if content is None or content.digest != asked["digest"]:
-            raise NotFound
-        return await content.answer(request)
-
-    if ready_tokens:
-
-        @router.get("/docs/tokens/{user}")
-        async def token(request: Request) -> Response:
-            make = ready_tokens.get(request.path_params["user"])
-            # A page of another site can name its own host for this address (DNS rebinding).
-            if make is None or not is_loopback(request.url.hostname or ""):
-                raise NotFound
-            return json_answer(json.dumps({"token": make()}).encode())
+    async def file(
+        request: Request,
+        digest: Annotated[str, _from_path("digest")],
+        name: Annotated[str, _from_path("name")],
+    ) -> Response:
+        return await file_of(digest, name).answer(request)
 
     return router
 
 
-def _page(name: str, **texts: str) -> Content:
-    """Return one of our pages, with these texts and the addresses of its files."""
-    addresses = {
-        re.sub("[-.]", "_", file): f"/docs/files/{content.digest}/{file}"
-        for file, content in _files().items()
-    }
-    template = Template((OURS / name).read_text("utf-8"))
-    body = template.substitute(addresses, **{key: escape(text) for key, text in texts.items()})
-    return Content(body.encode(), HTML, {"Content-Security-Policy": POLICY})
+def ready_token_router(ready_tokens: ReadyTokens) -> APIRouter:
+    """Return the route that gives a developer a token of one of these users."""
+    router = APIRouter(route_class=ServiceRoute, include_in_schema=False)
 
+    @router.get("/docs/tokens/{user}")
+    async def token(request: Request, user: Annotated[str, _from_path("user")]) -> Response:
+        # A page of another site can lead its own host name to this address (DNS rebinding).
+        if user not in ready_tokens or not is_loopback(request.url.hostname or ""):
+            raise NotFound
+        return json_answer(json.dumps({"token": ready_tokens[user]()}).encode())
 
-@cache
-def _files() -> dict[str, Content]:
-    """Return the files of the pages by their names: ours, and those of Swagger UI."""
-    ours = [path for path in OURS.iterdir() if path.suffix in MEDIA_TYPES]
-    theirs = [_swagger_ui() / name for name in ("swagger-ui-bundle.js", "swagger-ui.css")]
-    return {
-        path.name: Content(path.read_bytes(), MEDIA_TYPES[path.suffix], cache_control=KEEP)
-        for path in [*ours, *theirs]
-    }
-
-
-def _swagger_ui() -> Path:
-    """Return the folder of Swagger UI's files, without an import of their package."""
-    package = find_spec("fastapi_offline")
-    if package is None or package.origin is None:
-        raise RuntimeError("the package fastapi-offline is not installed")
-    return Path(package.origin).parent / "static"
+    return router

@@ -45,7 +45,7 @@ async function useReady(user) {
 function button(user) {
   const made = document.createElement("button");
   made.type = "button";
-  made.textContent = `Use the token of ${user}`;
+  made.textContent = `Sign in as ${user}`;
   made.addEventListener("click", () => useReady(user));
   return made;
 }
