@@ -15,6 +15,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from todo_api import development
 from todo_api.auth.key_set import KeySet
 from todo_api.auth.owner import Authenticator
 from todo_api.auth.rate_limits import RateLimits
@@ -27,7 +28,7 @@ from todo_api.http.envelope import Envelope
 from todo_api.http.limits import Limits
 from todo_api.http.observation import Observed, Observer, access_log
 from todo_api.http.openapi import INFORMATION, completed
-from todo_api.http.pages import document_router, health_router
+from todo_api.http.pages import ReadyTokens, document_router, health_router, ready_token_router
 from todo_api.http.routing import PathTable, ServiceRoute
 from todo_api.http.tracing import hide_target
 from todo_api.settings import Settings, origin_of
@@ -160,8 +161,21 @@ def create_app(settings: Settings, database_url: str) -> Application:
     )
     app.serve(task_router(authenticator, open_tasks))
     app.serve(health_router(partial(_not_ready, database, key_set)))
-    app.serve(document_router(app))
+    ready_tokens = _ready_tokens(settings)
+    app.serve(document_router(app, ready_tokens))
+    if ready_tokens:
+        app.serve(ready_token_router(ready_tokens))
     return app
+
+
+def _ready_tokens(settings: Settings) -> ReadyTokens:
+    """Return what makes the tokens of the docs page, by user. There are none in production."""
+    if not settings.development:
+        return {}
+    return {
+        user: partial(development.token, settings, user, lifetime=development.LIFETIME)
+        for user in development.USERS
+    }
 
 
 def _issuer_ahead(settings: Settings, key_set: KeySet | None) -> float:

@@ -17,6 +17,12 @@ from todo_api.settings import MINIMUM_SECRET_BYTES, Settings
 USER = "demo"
 """The user whose token the start-up message shows."""
 
+USERS = (USER, "alice")
+"""The users whose tokens the page `/docs` offers. Two, to see that each has their own tasks."""
+
+LIFETIME = 86_400
+"""How long a token of these users is valid, in seconds."""
+
 
 def with_secret(settings: Settings) -> Settings:
     """Return the settings; in development mode they get the secret stored under `DATA_DIR`."""
@@ -48,7 +54,7 @@ def token(settings: Settings, user: str, *, lifetime: float, email: str | None =
 
 def curl_example(settings: Settings, address: str) -> str:
     """Return a `curl` command line that creates a task."""
-    bearer = f"Authorization: Bearer {token(settings, USER, lifetime=86_400)}"
+    bearer = f"Authorization: Bearer {token(settings, USER, lifetime=LIFETIME)}"
     return shlex.join(
         [
             *("curl", f"{address}/api/tasks"),

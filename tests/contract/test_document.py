@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from jsonschema_rs import Draft202012Validator
 
 from todo_api.app import create_app
 from todo_api.http.openapi import HEADERS, error_classes
@@ -33,6 +34,50 @@ def parts(part: Any) -> Iterator[Json]:
         yield part
     for each in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
         yield from parts(each)
+
+
+def shown(media: Json) -> list[Any]:
+    """Return the examples of a body."""
+    named = [each["value"] for each in media.get("examples", {}).values()]
+    return [*named, media["example"]] if "example" in media else named
+
+
+def assert_fits(example: object, schema: Json) -> None:
+    within = {**schema, "components": {"schemas": SCHEMAS}}
+    errors = [str(each) for each in Draft202012Validator(within).iter_errors(example)]
+    assert not errors, example
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_examples_of_every_response_fit_their_schema(name: str) -> None:
+    responses = OPERATIONS[name][1]["responses"]
+    assert any(status < "3" for status in responses)
+    for response in responses.values():
+        whole = RESPONSES[response["$ref"].rpartition("/")[2]] if "$ref" in response else response
+        for media in whole.get("content", {}).values():
+            assert shown(media)
+            for example in shown(media):
+                assert_fits(example, media["schema"])
+
+
+def test_examples_of_every_request_body_fit_their_schema() -> None:
+    bodies = [each["requestBody"] for _, each in OPERATIONS.values() if "requestBody" in each]
+    assert len(bodies) == 12
+    for body in bodies:
+        for media in body["content"].values():
+            assert shown(media)
+            for example in shown(media):
+                assert_fits(example, media["schema"])
+
+
+def test_examples_of_parameters_headers_and_properties_fit_their_schema() -> None:
+    parameters = [each for _, one in OPERATIONS.values() for each in one.get("parameters", [])]
+    properties = [each for schema in SCHEMAS.values() for each in schema["properties"].values()]
+    for schema in [*(each["schema"] for each in parameters), *properties, *SCHEMAS.values()]:
+        for example in schema.get("examples", []):
+            assert_fits(example, schema)
+    for header in HEADERS.values():
+        assert_fits(header["example"], header["schema"])
 
 
 def test_every_response_has_description_headers_and_example() -> None:
@@ -117,7 +162,9 @@ def test_document_names_server_tags_and_headers() -> None:
     assert DOCUMENT["servers"][0]["url"] == "/"
     described = {tag["name"] for tag in DOCUMENT["tags"] if tag["description"]}
     assert described == {tag for _, operation in OPERATIONS.values() for tag in operation["tags"]}
-    for name in ("delete_account", "delete_user_account"):
-        assert OPERATIONS[name][1]["tags"] == ["account"]
+    assert {name for name, (_, each) in OPERATIONS.items() if each["tags"] == ["account"]} == {
+        "delete_account",
+        "delete_user_account",
+    }
     used = {name for each in [*RESPONSES.values(), *OWN_RESPONSES] for name in each["headers"]}
     assert used == HEADERS.keys()

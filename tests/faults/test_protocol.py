@@ -13,6 +13,7 @@ import httpx2
 import psycopg
 import pytest
 
+from support.pages import LARGEST, address_of
 from support.problems import problem
 from support.program import Program, serving
 from support.service import SECRET, bearer, token
@@ -447,7 +448,8 @@ def test_invalid_pipelined_request_does_not_spoil_the_answer_before_it(
 
 
 def test_client_that_pipelines_and_leaves_causes_no_error(program: Program, folder: Path) -> None:
-    document = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    address = address_of(LARGEST, httpx2.get(f"{program.address}/docs").text)
+    document = f"GET {address} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     for _ in range(5):
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)

@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from support.listening import Listening, listening
+from support.pages import LARGEST, address_of
 from support.program import Program, command, environment
 from support.service import SECRET, token
 from support.waiting import until
@@ -317,8 +318,9 @@ async def test_request_behind_unread_answers_holds_no_slot(
     monkeypatch.setattr(protocol, "STALL_SECONDS", 60)
     fill(sql, 3)
     loop = asyncio.get_running_loop()
+    address = address_of(LARGEST, (await service.request("GET", "/docs")).text)
+    document = f"GET {address} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     for client in await connect(5):
-        document = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
         await loop.sock_sendall(client, document + LIST)
     await until(lambda: sum(unsent(each) > 0 for each in connections(service)) == 5)
     for _ in range(5):

@@ -32,6 +32,8 @@ class Envelope:
                 headers = message["headers"]
                 present = dict(headers)
                 headers += [each for each in COMMON_HEADERS if each[0] not in present]
+                if b"Origin" not in present.get(b"vary", b"Origin"):
+                    headers.append((b"vary", b"Origin"))
                 headers.append((b"x-request-id", request_id))
                 headers += context.rate_limit_headers
             elif is_head:

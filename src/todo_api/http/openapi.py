@@ -28,9 +28,10 @@ INFORMATION: Json = {
     "license_info": {"name": "MIT", "identifier": "MIT"},
     "servers": [{"url": "/", "description": "The server that this document comes from."}],
     "openapi_tags": [
-        {"name": "tasks", "description": "The tasks of one user, in two families of paths."},
-        {"name": "account", "description": "The user, with everything that they own."},
+        {"name": "tasks", "description": "The tasks of the token's user."},
+        {"name": "user tasks", "description": "The same tasks, with the user in the path."},
         {"name": "health", "description": "For probes. These paths need no token."},
+        {"name": "account", "description": "Erase the user with everything they own, for good."},
     ],
 }
 """What FastAPI is told of the API as a whole."""

@@ -1,28 +1,24 @@
-"""The public pages beside the API: health, the OpenAPI document, and Swagger UI to read it."""
+"""The public routes beside the API: health, the OpenAPI document, and the pages for people."""
 
 import json
-from base64 import b64encode
-from collections.abc import Awaitable, Callable
-from functools import cache
-from hashlib import sha256
-from importlib.util import find_spec
-from mimetypes import guess_type
-from pathlib import Path
-from re import DOTALL, search
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel, Field
-from starlette.responses import HTMLResponse, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
-from todo_api.errors import NotReady
+from todo_api.errors import NotFound, NotReady
 from todo_api.http.answers import json_answer
+from todo_api.http.negotiation import prefers_html
 from todo_api.http.openapi import error_responses
-from todo_api.http.routing import ServiceRoute
+from todo_api.http.routing import Reads, ServiceRoute
+from todo_api.http.site import Site, file_of
+from todo_api.settings import is_loopback
 
-ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
-"""Swagger UI's files in the package fastapi-offline."""
+ReadyTokens = Mapping[str, Callable[[], str]]
+"""What makes the tokens that the page `/docs` offers to a developer, by user."""
 
 
 class Health(BaseModel):
@@ -70,63 +66,54 @@ def health_router(not_ready: Callable[[], Awaitable[str | None]]) -> APIRouter:
     return router
 
 
-def document_router(app: FastAPI) -> APIRouter:
-    """Return `/openapi.json` and `/docs`, which loads nothing from another host."""
-    router = APIRouter(route_class=ServiceRoute, include_in_schema=False)
-    page, policy = _documentation_page(app.title)
+def _from_path(name: str) -> Reads:
+    async def read(request: Request) -> str:
+        text: str = request.path_params[name]
+        return text
 
-    @cache  # made for the first request, so that a start does not wait for it
-    def document() -> bytes:
-        return json.dumps(app.openapi()).encode()
+    return Reads(read)
+
+
+def document_router(app: FastAPI, ready_tokens: ReadyTokens) -> APIRouter:
+    """Return `/`, `/openapi.json` and `/docs` with its files. They load no other host's files."""
+    router = APIRouter(route_class=ServiceRoute, include_in_schema=False)
+    site = Site(app, users=" ".join(ready_tokens))
+
+    @router.get("/")
+    async def home(request: Request) -> Response:
+        content = site.home if prefers_html(request) else site.summary
+        answer = await content.answer(request)
+        answer.headers["Vary"] = "Accept, Accept-Encoding"
+        return answer
 
     @router.get("/openapi.json")
-    async def openapi() -> Response:
-        return json_answer(document())
+    async def openapi(request: Request) -> Response:
+        return await site.document.answer(request)
 
     @router.get("/docs")
-    async def docs() -> Response:
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+    async def docs(request: Request) -> Response:
+        return await site.docs.answer(request)
 
-    for file in ASSETS:
-        router.get(f"/docs/{file}")(_asset(_folder() / file))
+    @router.get("/docs/files/{digest}/{name}")
+    async def file(
+        request: Request,
+        digest: Annotated[str, _from_path("digest")],
+        name: Annotated[str, _from_path("name")],
+    ) -> Response:
+        return await file_of(digest, name).answer(request)
+
     return router
 
 
-def _asset(path: Path) -> Callable[[], Awaitable[Response]]:
-    content, media_type = path.read_bytes(), guess_type(path.name)[0]
+def ready_token_router(ready_tokens: ReadyTokens) -> APIRouter:
+    """Return the route that gives a developer a token of one of these users."""
+    router = APIRouter(route_class=ServiceRoute, include_in_schema=False)
 
-    async def asset() -> Response:
-        return Response(content, media_type=media_type)
+    @router.get("/docs/tokens/{user}")
+    async def token(request: Request, user: Annotated[str, _from_path("user")]) -> Response:
+        # A page of another site can lead its own host name to this address (DNS rebinding).
+        if user not in ready_tokens or not is_loopback(request.url.hostname or ""):
+            raise NotFound
+        return json_answer(json.dumps({"token": ready_tokens[user]()}).encode())
 
-    return asset
-
-
-def _documentation_page(title: str) -> tuple[bytes, str]:
-    """Return Swagger UI's page, and a policy that allows only its own inline script."""
-    page = bytes(
-        get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title=title,
-            swagger_js_url="/docs/swagger-ui-bundle.js",
-            swagger_css_url="/docs/swagger-ui.css",
-            swagger_favicon_url="/docs/favicon.png",
-        ).body
-    )
-    script = search(rb"<script>(.*?)</script>", page, DOTALL)
-    if script is None:
-        raise RuntimeError("FastAPI's documentation page has changed: no inline script")
-    digest = b64encode(sha256(script[1]).digest()).decode()
-    policy = (
-        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self' "
-        "'unsafe-inline'; img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return page, policy
-
-
-def _folder() -> Path:
-    """Return the folder of Swagger UI's files, without an import of their package."""
-    package = find_spec("fastapi_offline")
-    if package is None or package.origin is None:
-        raise RuntimeError("the package fastapi-offline is not installed")
-    return Path(package.origin).parent / "static"
+    return router

@@ -330,6 +330,7 @@ class _Operation:
     status: int = 200
     answer: Any = schemas.Task
     tag: str = "tasks"
+    user_scoped_tag: str = "user tasks"
 
 
 _OPERATIONS = (
@@ -407,6 +408,7 @@ _OPERATIONS = (
         status=204,
         answer=None,
         tag="account",
+        user_scoped_tag="account",
     ),
 )
 _USER_ID = {
@@ -432,6 +434,7 @@ def task_router(
             operation.handler,
             name=operation.name,
             summary=operation.summary,
+            tags=[operation.tag],
         )
     for operation in _OPERATIONS:
         _add(
@@ -441,6 +444,7 @@ def task_router(
             operation.user_scoped_handler,
             name=operation.name.replace("_", "_user_", 1),
             summary=operation.user_scoped_summary,
+            tags=[operation.user_scoped_tag],
             openapi_extra={"parameters": [_USER_ID]},
         )
     return router
@@ -459,7 +463,6 @@ def _add(
         response_model=operation.answer,
         response_description=operation.result,
         responses=_responses(path, operation),
-        tags=[operation.tag],
         **options,
     )
 
