@@ -93,7 +93,7 @@ def test_unusual_request_line_gets_its_status(program: Program) -> None:
         "GARBAGE": 400,
         "FOO /health HTTP/1.1": 405,
         "GET * HTTP/1.1": 400,
-        "GET http://x HTTP/1.1": 404,
+        "GET http://x HTTP/1.1": 200,
         "GET HTTP://x/health HTTP/1.1": 200,
         "GET /health HTTP/9.9": 400,
         "GET /health HTTP/2.0": 400,
