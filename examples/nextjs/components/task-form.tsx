@@ -23,12 +23,12 @@ export function AddTask({ onAdd }: { onAdd: (fields: Fields) => void }) {
 
   return (
     <form className="card add" onSubmit={submit}>
-      <label className="wide">
+      <label>
         <span className="hidden">New task</span>
         <input name="title" placeholder="What is to be done?" maxLength={255} autoComplete="off" required />
       </label>
-      <Details task={NEW} />
       <button className="primary">Add</button>
+      <Details task={NEW} />
     </form>
   );
 }
@@ -53,11 +53,11 @@ export function EditTask({
       }}
       onKeyDown={(event) => event.key === "Escape" && onCancel()}
     >
-      <label className="wide">
+      <label>
         Title
         <input name="title" defaultValue={task.title} maxLength={255} autoComplete="off" autoFocus required />
       </label>
-      <label className="wide">
+      <label>
         Notes
         <textarea name="description" defaultValue={task.description ?? ""} maxLength={5000} rows={3} />
       </label>
@@ -74,7 +74,7 @@ export function EditTask({
 
 function Details({ task }: { task: Fields }) {
   return (
-    <>
+    <div className="details">
       <label>
         Priority
         <select name="priority" defaultValue={task.priority ?? ""}>
@@ -88,7 +88,7 @@ function Details({ task }: { task: Fields }) {
         Due
         <input name="due_date" type="date" defaultValue={day(task)} />
       </label>
-    </>
+    </div>
   );
 }
 

@@ -37,7 +37,7 @@ export function TaskRow({ row, store, onRemove }: { row: Row; store: TaskStore; 
   }
   const isDone = row.status === "complete";
   return (
-    <li className={isDone ? "task done" : "task"} aria-busy={row.unsent}>
+    <li className={isDone ? "task done" : "task"}>
       <input
         type="checkbox"
         aria-label={`Complete ${row.title}`}

@@ -41,7 +41,7 @@ function Connection({ connection, reason, unsent }: Snapshot) {
   const kept = unsent === 1 ? "1 change is kept here" : `${unsent} changes are kept here`;
   const text = {
     starting: "Connecting…",
-    live: unsent > 0 ? "Sending…" : "Live",
+    live: "Live",
     offline: `${reason}. ${unsent > 0 ? `${kept} and sent later.` : "You can go on."}`,
   }[connection];
   return (

@@ -399,8 +399,10 @@ export class TaskStore {
       rows.set(task.id, { ...task, key: keys.get(task.id) ?? String(task.id), unsent: false });
     }
     for (const { write } of this.#sent) this.#apply(write, rows, false);
-    for (const write of this.#writes) this.#apply(write, rows, true);
-    if (this.#deleted) this.#apply(this.#deleted, rows, true);
+    // While the service answers, a write is sent sooner than the user can read that it is not.
+    const waits = this.#connection === "offline";
+    for (const write of this.#writes) this.#apply(write, rows, waits);
+    if (this.#deleted) this.#apply(this.#deleted, rows, waits);
     return [...rows.values()];
   }
 
