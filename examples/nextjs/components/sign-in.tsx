@@ -3,9 +3,11 @@
 import { useRouter } from "next/navigation";
 import { type FormEvent, useState } from "react";
 import { authClient } from "@/lib/auth-client";
+import { useHydrated } from "@/lib/use-hydrated";
 
 export function SignIn() {
   const router = useRouter();
+  const isHydrated = useHydrated();
   const [isNew, setIsNew] = useState(false);
   const [busy, setBusy] = useState(false);
   const [problem, setProblem] = useState("");
@@ -57,13 +59,13 @@ export function SignIn() {
         <p className="problem" role="alert">
           {problem}
         </p>
-        <button className="primary" disabled={busy}>
+        <button className="primary" disabled={busy || !isHydrated}>
           {isNew ? "Create account" : "Sign in"}
         </button>
       </form>
       <p className="switch">
         {isNew ? "You have an account?" : "You are new here?"}{" "}
-        <button className="link" onClick={() => setIsNew(!isNew)}>
+        <button className="link" disabled={!isHydrated} onClick={() => setIsNew(!isNew)}>
           {isNew ? "Sign in" : "Create an account"}
         </button>
       </p>

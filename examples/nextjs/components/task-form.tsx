@@ -2,6 +2,7 @@
 
 import type { FormEvent } from "react";
 import type { Fields } from "@/lib/tasks";
+import { useHydrated } from "@/lib/use-hydrated";
 
 const NEW: Fields = {
   title: "",
@@ -13,6 +14,8 @@ const NEW: Fields = {
 
 /** The form for a new task. */
 export function AddTask({ onAdd }: { onAdd: (fields: Fields) => void }) {
+  const isHydrated = useHydrated();
+
   function submit(event: FormEvent<HTMLFormElement>) {
     event.preventDefault();
     const fields = read(event.currentTarget, NEW);
@@ -27,7 +30,9 @@ export function AddTask({ onAdd }: { onAdd: (fields: Fields) => void }) {
         <span className="hidden">New task</span>
         <input name="title" placeholder="What is to be done?" maxLength={255} autoComplete="off" required />
       </label>
-      <button className="primary">Add</button>
+      <button className="primary" disabled={!isHydrated}>
+        Add
+      </button>
       <Details task={NEW} />
     </form>
   );

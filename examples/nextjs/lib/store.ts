@@ -4,7 +4,7 @@
 // is the copy with the writes on top. Both are in `localStorage`, so they survive a reload, and all
 // windows of the user share the writes.
 import { type Answer, type Call, Refused, SignedOut, Unreachable } from "./api";
-import { differences, type Fields, FIELDS, pick, type Task } from "./tasks";
+import { differences, type Fields, FIELDS, namesOf, pick, type Task } from "./tasks";
 
 /** The id of a task, or the key of the write that creates it. */
 type Id = number | string;
@@ -48,7 +48,7 @@ export const EMPTY: Snapshot = {
   problems: [],
 };
 
-const LONGEST_PAUSE = 8;
+const LONGEST_PAUSE = 4;
 const WAIT = 30;
 
 export class TaskStore {
@@ -82,7 +82,9 @@ export class TaskStore {
     this.#readCopy();
     this.#readWrites();
     addEventListener("storage", (event) => this.#onStorage(event), { signal });
-    addEventListener("online", () => this.#wake.abort(), { signal });
+    for (const name of ["online", "offline"]) {
+      addEventListener(name, () => this.#wake.abort(), { signal });
+    }
     document.addEventListener("visibilitychange", () => this.#onVisibility(), { signal });
     this.#changed();
     void this.#run(signal);
@@ -109,15 +111,15 @@ export class TaskStore {
 
   change(row: Row, fields: Partial<Fields>): void {
     const changes = differences(fields, row);
-    if (Object.keys(changes).length === 0) return;
-    const before = pick(row, Object.keys(changes));
+    if (namesOf(changes).length === 0) return;
+    const before = pick(row, namesOf(changes));
     this.#enqueue(this.#edit("change", row.id, changes, before));
   }
 
   /** Hides the task. It is deleted when nobody can undo that any more; see `deleteForGood`. */
   remove(row: Row): void {
     this.deleteForGood();
-    this.#deleted = this.#edit("delete", row.id, {}, pick(row));
+    this.#deleted = this.#edit("delete", row.id, {}, pick(row, FIELDS));
     this.#changed();
   }
 
@@ -139,8 +141,8 @@ export class TaskStore {
     this.#conflicts.delete(key);
     if (write) this.#dequeue(write);
     if (choice === "theirs" || !write) return this.#changed();
-    if (!theirs) return this.add(mine);
-    const before = pick(theirs, Object.keys(write.before));
+    if (!theirs) return this.add(pick(mine, FIELDS));
+    const before = pick(theirs, namesOf(write.before));
     this.#enqueue({ ...write, before, version: theirs.version });
   }
 
@@ -366,6 +368,8 @@ export class TaskStore {
     if (!key?.startsWith(this.#name("write/"))) return;
     this.#readWrites();
     this.#changed();
+    // Another window may have sent it, so the service may be back.
+    if (this.#connection === "offline") this.#wake.abort();
   }
 
   #onVisibility(): void {

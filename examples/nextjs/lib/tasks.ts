@@ -17,14 +17,18 @@ export const ORDERS = { created: "Newest", due: "Due date", priority: "Priority"
 export type View = { words: string; status: keyof typeof STATUSES; order: keyof typeof ORDERS };
 
 /** Returns those of the fields that are not the same in both. */
-export function differences(fields: Partial<Fields>, other: Partial<Fields>): Partial<Fields> {
-  const names = FIELDS.filter((name) => name in fields && fields[name] !== other[name]);
-  return Object.fromEntries(names.map((name) => [name, fields[name]]));
+export function differences(fields: Partial<Fields>, other: Fields): Partial<Fields> {
+  return pick(fields, FIELDS.filter((name) => name in fields && fields[name] !== other[name]));
 }
 
-/** Returns the given fields of a task. */
-export function pick(task: Fields, names: readonly string[] = FIELDS): Partial<Fields> {
-  return Object.fromEntries(Object.entries(task).filter(([name]) => names.includes(name)));
+/** Returns the named fields of a task, and nothing else that it has. */
+export function pick<T extends Partial<Fields>, Name extends keyof T>(task: T, names: readonly Name[]) {
+  return Object.fromEntries(names.map((name) => [name, task[name]])) as Pick<T, Name>;
+}
+
+/** Returns the names of the fields that there are. */
+export function namesOf(fields: Partial<Fields>): (keyof Fields)[] {
+  return FIELDS.filter((name) => name in fields);
 }
 
 type Listed = Fields & { created_at: string };
