@@ -2,16 +2,20 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
 from support import browser, example
-from support.program import Program, find_unused_port, serving
+from support.program import Program, environment, find_unused_port, serving
 from support.requirements import need
 from support.waiting import until
 
@@ -473,10 +477,9 @@ async def test_refused_task_is_named_with_the_reason(devices: Devices) -> None:
     await expect(page.get_by_text("was not saved")).to_have_count(0)
 
 
-@pytest.mark.parametrize("width", [320, 1280])
-async def test_page_is_accessible(devices: Devices, width: int) -> None:
+async def test_page_is_accessible_on_a_small_phone(devices: Devices) -> None:
     page = await devices.window()
-    await page.set_viewport_size({"width": width, "height": 800})
+    await page.set_viewport_size({"width": 320, "height": 640})
     await expect_accessible(page)
     await page.get_by_role("button", name="Create an account").click()
     await expect_accessible(page)
@@ -495,7 +498,8 @@ async def test_page_is_accessible(devices: Devices, width: int) -> None:
     await expect_accessible(page)
     await page.get_by_role("button", name="Delete account").click()
     await expect_accessible(page)
-    await page.get_by_role("button", name="Cancel").last.click()
+    await page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    await page.get_by_label("Edit Read").get_by_role("button", name="Cancel").click()
 
     other = await devices.window()
     await sign_in(other, ada)
@@ -550,3 +554,42 @@ async def delete_account(page: Page) -> None:
     await page.get_by_role("button", name="Delete account").click()
     await page.get_by_role("dialog").get_by_label("Password").fill(PASSWORD)
     await page.get_by_role("button", name="Delete everything").click()
+
+
+async def test_demo_prints_one_address_and_leaves_no_process(
+    chromium: Browser, short_folder: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, example.FOLDER / "demo.py"],
+        cwd=short_folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process.stdout as output:
+        try:
+            address = output.readline().strip()
+            children = psutil.Process(process.pid).children(recursive=True)
+            context = await chromium.new_context()
+            page = await context.new_page()
+            await page.goto(address)
+            await sign_up(page)
+            await add(page, "Buy bread")
+            await expect_titles(page, "Buy bread")
+            await context.close()
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert output.read() == ""
+    assert process.wait(30) == 0
+    assert len(children) >= 2
+    assert not any(child.is_running() for child in children)
+    assert not list(servers_in(short_folder))
+
+
+def servers_in(folder: Path) -> Iterator[psutil.Process]:
+    """Return the processes of the embedded PostgreSQL, which belong to no other process."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if str(folder) in " ".join(process.cmdline()):
+                yield process
