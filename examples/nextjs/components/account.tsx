@@ -16,7 +16,7 @@ export function Account({ user, store, unsent }: { user: User; store: TaskStore;
     if (unsent > 0 && !confirm(loss)) return;
     const { error } = await authClient.signOut().catch(() => ({ error: true }));
     if (error) return setProblem("You are still signed in, because the server cannot be reached.");
-    leave();
+    store.forget();
   }
 
   async function deleteAccount(event: FormEvent<HTMLFormElement>) {
@@ -27,12 +27,7 @@ export function Account({ user, store, unsent }: { user: User; store: TaskStore;
       .deleteUser({ password })
       .catch(() => ({ error: { message: "The server cannot be reached. Try again later." } }));
     if (error) return setProblem(error.message ?? "Your account could not be deleted.");
-    leave();
-  }
-
-  function leave() {
     store.forget();
-    location.reload();
   }
 
   return (

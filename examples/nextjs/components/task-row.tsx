@@ -9,35 +9,41 @@ import { EditTask } from "./task-form";
 const PRIORITIES = { high: "High", medium: "Medium", low: "Low" };
 
 export function TaskRow({ row, store, onRemove }: { row: Row; store: TaskStore; onRemove: () => void }) {
-  const [isEdited, setIsEdited] = useState(false);
+  /** The task when its form was opened. It may change meanwhile. */
+  const [edited, setEdited] = useState<Row | null>(null);
   const title = useRef<HTMLButtonElement>(null);
 
-  function close() {
-    flushSync(() => setIsEdited(false));
+  /** Does what shows the task again, and puts the focus on it. */
+  function close(action: () => void) {
+    flushSync(() => {
+      action();
+      setEdited(null);
+    });
     title.current?.focus();
   }
 
-  if (row.conflict) {
+  if (edited) {
+    const save = (fields: Fields) => close(() => store.change(edited, fields));
     return (
       <li>
-        <Choice conflict={row.conflict} onChoose={store.resolve.bind(store, row.conflict)} />
+        <EditTask task={edited} onSave={save} onCancel={() => close(() => {})} />
       </li>
     );
   }
-  if (isEdited) {
-    const save = (fields: Fields) => {
-      store.change(row, fields);
-      close();
-    };
+  const { conflict } = row;
+  if (conflict) {
     return (
       <li>
-        <EditTask task={row} onSave={save} onCancel={close} />
+        <Choice
+          conflict={conflict}
+          onChoose={(choice) => close(() => store.resolve(conflict, choice))}
+        />
       </li>
     );
   }
   const isDone = row.status === "complete";
   return (
-    <li className={isDone ? "task done" : "task"}>
+    <li id={row.key} className={isDone ? "task done" : "task"}>
       <input
         type="checkbox"
         aria-label={`Complete ${row.title}`}
@@ -45,7 +51,7 @@ export function TaskRow({ row, store, onRemove }: { row: Row; store: TaskStore; 
         onChange={() => store.change(row, { status: isDone ? "incomplete" : "complete" })}
       />
       <div className="text">
-        <button ref={title} className="title" onClick={() => setIsEdited(true)}>
+        <button ref={title} className="title" onClick={() => setEdited(row)}>
           <span className="hidden">Edit </span>
           {row.title}
         </button>
@@ -68,6 +74,7 @@ function Choice({
   conflict: Conflict;
   onChoose: (choice: "mine" | "theirs") => void;
 }) {
+  const showsStatus = mine.status !== theirs?.status;
   return (
     <section className="conflict" role="alert" aria-label={`Two versions of ${mine.title}`}>
       <p>
@@ -76,12 +83,12 @@ function Choice({
       <div className="versions">
         <div>
           <h3>Yours</h3>
-          {kind === "delete" ? <p>You have deleted it</p> : <Version task={mine} />}
+          {kind === "delete" ? <p>You have deleted it</p> : <Version task={mine} showsStatus={showsStatus} />}
           <button onClick={() => onChoose("mine")}>Keep yours</button>
         </div>
         <div>
           <h3>The other one</h3>
-          {theirs ? <Version task={theirs} /> : <p>It is deleted</p>}
+          {theirs ? <Version task={theirs} showsStatus={showsStatus} /> : <p>It is deleted</p>}
           <button onClick={() => onChoose("theirs")}>Keep the other one</button>
         </div>
       </div>
@@ -89,12 +96,12 @@ function Choice({
   );
 }
 
-function Version({ task }: { task: Fields }) {
+function Version({ task, showsStatus }: { task: Fields; showsStatus: boolean }) {
   return (
     <>
       <p className="title">{task.title}</p>
       <Facts task={task} />
-      <p className="facts">{task.status === "complete" ? "Done" : "To do"}</p>
+      {showsStatus && <p className="facts">{task.status === "complete" ? "Done" : "To do"}</p>}
     </>
   );
 }

@@ -28,25 +28,31 @@ export function Tasks({ user, apiUrl }: { user: User; apiUrl: string }) {
         <Account user={user} store={store} unsent={snapshot.unsent} />
       </header>
       <main>
+        <Offline {...snapshot} />
         <AddTask onAdd={(fields) => store.add(fields)} />
         <Problems store={store} snapshot={snapshot} />
         <List store={store} snapshot={snapshot} />
       </main>
-      <Deleted store={store} title={snapshot.deleted} />
+      <Deleted store={store} row={snapshot.deleted} />
     </>
   );
 }
 
-function Connection({ connection, reason, unsent }: Snapshot) {
-  const kept = unsent === 1 ? "1 change is kept here" : `${unsent} changes are kept here`;
-  const text = {
-    starting: "Connecting…",
-    live: "Live",
-    offline: `${reason}. ${unsent > 0 ? `${kept} and sent later.` : "You can go on."}`,
-  }[connection];
+function Connection({ connection }: Snapshot) {
+  const text = { starting: "Connecting…", live: "Live", offline: "Offline" }[connection];
   return (
     <p className={`connection ${connection}`} role="status">
       {text}
+    </p>
+  );
+}
+
+function Offline({ connection, reason, unsent }: Snapshot) {
+  const kept = unsent === 1 ? "1 change is kept here" : `${unsent} changes are kept here`;
+  const hope = unsent > 0 ? `${kept} and sent later.` : "You can go on, and changes are sent later.";
+  return (
+    <p className="notice" role="status">
+      {connection === "offline" && `${reason}. ${hope}`}
     </p>
   );
 }
@@ -78,9 +84,8 @@ function List({ store, snapshot }: { store: TaskStore; snapshot: Snapshot }) {
   }
 
   function focusTask(index: number) {
-    const titles = list.current?.querySelectorAll<HTMLElement>(".task .title");
-    const next = titles?.[Math.min(index, titles.length - 1)];
-    (next ?? document.querySelector<HTMLElement>(".add [name=title]"))?.focus();
+    const { children } = list.current!;
+    focusOn(children[Math.min(index, children.length - 1)]);
   }
 
   function remove(row: Row, index: number) {
@@ -95,10 +100,10 @@ function List({ store, snapshot }: { store: TaskStore; snapshot: Snapshot }) {
 
   return (
     <section aria-labelledby="list-title">
-      <h2 id="list-title" className="hidden">
+      <h2 id="list-title" className="hidden" tabIndex={-1}>
         Your tasks
       </h2>
-      <Toolbar view={view} onChange={look} />
+      {rows.length > 0 && <Toolbar view={view} onChange={look} />}
       <p className="count" role="status">
         {rows.length > 0 && `${open} to do, ${rows.length - open} done`}
         {found.length < rows.length && `, ${found.length} shown`}
@@ -183,14 +188,22 @@ function Toolbar({ view, onChange }: { view: View; onChange: (change: Partial<Vi
 }
 
 /** The last deletion, which the user can undo for a while: longer, if they look at it. */
-function Deleted({ store, title }: { store: TaskStore; title: string | null }) {
+function Deleted({ store, row }: { store: TaskStore; row: Row | null }) {
   const [isLookedAt, setIsLookedAt] = useState(false);
 
   useEffect(() => {
-    if (title === null || isLookedAt) return;
+    if (!row || isLookedAt) return;
     const timer = setTimeout(store.deleteForGood, UNDO_SECONDS * 1000);
     return () => clearTimeout(timer);
-  }, [store, title, isLookedAt]);
+  }, [store, row, isLookedAt]);
+
+  function close(action: () => void) {
+    flushSync(() => {
+      action();
+      setIsLookedAt(false);
+    });
+    focusOn(document.getElementById(row?.key ?? ""));
+  }
 
   return (
     <div
@@ -201,11 +214,11 @@ function Deleted({ store, title }: { store: TaskStore; title: string | null }) {
       onFocus={() => setIsLookedAt(true)}
       onBlur={() => setIsLookedAt(false)}
     >
-      {title !== null && (
+      {row && (
         <>
-          <p>“{title}” is deleted</p>
-          <button onClick={() => store.undo()}>Undo</button>
-          <button className="icon" aria-label="Dismiss" onClick={store.deleteForGood}>
+          <p>Deleted “{row.title}”</p>
+          <button onClick={() => close(store.undo)}>Undo</button>
+          <button className="icon" aria-label="Dismiss" onClick={() => close(store.deleteForGood)}>
             <svg viewBox="0 0 16 16" aria-hidden="true">
               <path d="m4 4 8 8m0-8-8 8" />
             </svg>
@@ -214,4 +227,10 @@ function Deleted({ store, title }: { store: TaskStore; title: string | null }) {
       )}
     </div>
   );
+}
+
+/** Puts the focus on a task, or on the heading of the list, so that it does not get lost. */
+function focusOn(task: Element | null | undefined): void {
+  const title = task?.querySelector<HTMLElement>("button.title");
+  (title ?? document.getElementById("list-title"))?.focus();
 }

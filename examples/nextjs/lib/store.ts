@@ -20,6 +20,7 @@ type Edit = Extract<Write, { kind: "change" | "delete" }>;
 export type Row = Fields & {
   key: string;
   id: Id;
+  version: number;
   created_at: string;
   unsent: boolean;
   conflict?: Conflict;
@@ -35,7 +36,7 @@ export type Snapshot = {
   connection: "starting" | "live" | "offline";
   reason: string;
   unsent: number;
-  deleted: string | null;
+  deleted: Row | null;
   problems: readonly Problem[];
 };
 
@@ -61,11 +62,13 @@ export class TaskStore {
   #made = new Map<string, number>();
   #conflicts = new Map<string, Task | null>();
   #problems: Problem[] = [];
-  #deleted: Edit | undefined;
+  /** What the user has deleted, and can bring back. */
+  #deleted: Row | null = null;
   #connection: Snapshot["connection"] = "starting";
   #reason = "";
   #wake = new AbortController();
   #stopped = new AbortController();
+  #channel: BroadcastChannel | undefined;
   #listeners = new Set<() => void>();
   #snapshot = EMPTY;
 
@@ -86,12 +89,22 @@ export class TaskStore {
       addEventListener(name, () => this.#wake.abort(), { signal });
     }
     document.addEventListener("visibilitychange", () => this.#onVisibility(), { signal });
+    this.#channel = new BroadcastChannel(this.#name("signed out"));
+    this.#channel.onmessage = () => this.#leave();
     this.#changed();
     void this.#run(signal);
-    return () => {
-      this.#stopped.abort();
-      this.#wake.abort();
-    };
+    return () => this.#stop();
+  }
+
+  #stop(): void {
+    this.#stopped.abort();
+    this.#wake.abort();
+    this.#channel?.close();
+  }
+
+  #leave(): void {
+    this.#stop();
+    this.onSignedOut();
   }
 
   // ---- What the page reads and does
@@ -109,30 +122,30 @@ export class TaskStore {
     this.#enqueue({ kind: "create", key, order: this.#nextOrder(), id: key, fields, created_at });
   }
 
+  /** Changes a task from what the user saw, which may be older than what the copy has now. */
   change(row: Row, fields: Partial<Fields>): void {
     const changes = differences(fields, row);
     if (namesOf(changes).length === 0) return;
-    const before = pick(row, namesOf(changes));
-    this.#enqueue(this.#edit("change", row.id, changes, before));
+    this.#enqueue(this.#edit("change", row, changes, pick(row, namesOf(changes))));
   }
 
   /** Hides the task. It is deleted when nobody can undo that any more; see `deleteForGood`. */
   remove(row: Row): void {
     this.deleteForGood();
-    this.#deleted = this.#edit("delete", row.id, {}, pick(row, FIELDS));
+    this.#deleted = row;
     this.#changed();
   }
 
-  undo(): void {
-    this.#deleted = undefined;
+  undo = (): void => {
+    this.#deleted = null;
     this.#changed();
-  }
+  };
 
   deleteForGood = (): void => {
     if (!this.#deleted) return;
-    const write = this.#deleted;
-    this.#deleted = undefined;
-    this.#enqueue(write);
+    const row = this.#deleted;
+    this.#deleted = null;
+    this.#enqueue(this.#edit("delete", row, {}, pick(row, FIELDS)));
   };
 
   /** Ends a conflict: with the user's version, or with that of the service. */
@@ -153,9 +166,9 @@ export class TaskStore {
 
   /** Removes everything of the user from this device. Their other windows notice. */
   forget(): void {
-    this.#stopped.abort();
-    this.#wake.abort();
     for (const name of this.#stored("")) localStorage.removeItem(name);
+    this.#channel?.postMessage("");
+    this.#leave();
   }
 
   // ---- The loop
@@ -171,7 +184,7 @@ export class TaskStore {
       } catch (error) {
         if (stopped.aborted) return;
         if (signal.aborted) continue;
-        if (error instanceof SignedOut) return this.onSignedOut();
+        if (error instanceof SignedOut) return this.#leave();
         if (!(error instanceof Unreachable || error instanceof Refused)) throw error;
         this.#connected("offline", error.message);
         const asked = error instanceof Unreachable ? error.seconds : 0;
@@ -299,8 +312,12 @@ export class TaskStore {
 
   // ---- The writes, each under a name of its own, so that two windows never overwrite one
 
-  #edit(kind: Edit["kind"], id: Id, fields: Partial<Fields>, before: Partial<Fields>): Edit {
-    const version = typeof id === "number" ? (this.#newest(id)?.version ?? 0) : 0;
+  #edit(
+    kind: Edit["kind"],
+    { id, version }: Row,
+    fields: Partial<Fields>,
+    before: Partial<Fields>,
+  ): Edit {
     return { kind, key: crypto.randomUUID(), order: this.#nextOrder(), id, fields, before, version };
   }
 
@@ -309,7 +326,13 @@ export class TaskStore {
   }
 
   #enqueue(write: Write): void {
-    localStorage.setItem(this.#name(`write/${write.key}`), JSON.stringify(write));
+    const name = this.#name(`write/${write.key}`);
+    try {
+      localStorage.setItem(name, JSON.stringify(write));
+    } catch {
+      localStorage.removeItem(this.#name("copy")); // no room: a write is worth more than the copy
+      localStorage.setItem(name, JSON.stringify(write));
+    }
     this.#readWrites();
     this.#changed();
     this.#wake.abort();
@@ -363,8 +386,7 @@ export class TaskStore {
     }
   }
 
-  #onStorage({ key, newValue }: StorageEvent): void {
-    if (key === this.#name("copy") && newValue === null) return this.onSignedOut();
+  #onStorage({ key }: StorageEvent): void {
     if (!key?.startsWith(this.#name("write/"))) return;
     this.#readWrites();
     this.#changed();
@@ -384,7 +406,7 @@ export class TaskStore {
       connection: this.#connection,
       reason: this.#reason,
       unsent: this.#writes.length - this.#conflicts.size,
-      deleted: this.#deleted?.before.title ?? null,
+      deleted: this.#deleted,
       problems: this.#problems,
     };
     for (const listener of this.#listeners) listener();
@@ -406,7 +428,7 @@ export class TaskStore {
     // While the service answers, a write is sent sooner than the user can read that it is not.
     const waits = this.#connection === "offline";
     for (const write of this.#writes) this.#apply(write, rows, waits);
-    if (this.#deleted) this.#apply(this.#deleted, rows, waits);
+    if (this.#deleted) rows.delete(this.#deleted.id);
     return [...rows.values()];
   }
 
@@ -416,9 +438,10 @@ export class TaskStore {
     const theirs = this.#conflicts.get(write.key);
     if (write.kind === "create") {
       const { fields, key, created_at } = write;
-      if (!row) rows.set(id, { ...fields, id, key, created_at, unsent });
+      if (!row) rows.set(id, { ...fields, id, key, version: 0, created_at, unsent });
     } else if (theirs !== undefined) {
-      const shown = row ?? { ...whole(write), id, key: String(id), created_at: "", unsent };
+      const { version } = write;
+      const shown = row ?? { ...whole(write), id, key: String(id), version, created_at: "", unsent };
       const mine = { ...shown, ...write.fields };
       rows.set(id, { ...mine, conflict: { write: write.key, kind: write.kind, mine, theirs } });
     } else if (write.kind === "delete") {
