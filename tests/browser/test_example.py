@@ -3,8 +3,6 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, suppress
 from itertools import count
@@ -16,7 +14,7 @@ import psycopg
 import pytest
 
 from support import browser, example
-from support.program import Program, environment, find_unused_port, serving
+from support.program import Program, find_unused_port, serving
 from support.requirements import need
 from support.waiting import until
 
@@ -43,7 +41,8 @@ class Api:
     """The API, always at the same address. It can be stopped and started."""
 
     def __init__(self, folder: Path, database_url: str, port: int, front_end: str) -> None:
-        self._arguments = folder, "--port", str(port)
+        self._folder = folder
+        self._port = str(port)
         self._settings = {
             "DATABASE_URL": database_url,
             "BETTER_AUTH_URL": front_end,
@@ -56,7 +55,8 @@ class Api:
         """Start it, if it does not run."""
         if self._program is not None:
             return
-        self._program = self._running.enter_context(serving(*self._arguments, **self._settings))
+        program = serving(self._folder, "--port", self._port, **self._settings)
+        self._program = self._running.enter_context(program)
 
     def stop(self) -> None:
         """Stop it in order."""
@@ -300,9 +300,7 @@ async def local_storage(page: Page) -> object:
     return json.loads(await page.evaluate("JSON.stringify(localStorage)"))
 
 
-async def test_other_window_notices_another_user(
-    devices: Devices, sql: psycopg.Connection
-) -> None:
+async def test_other_window_notices_another_user(devices: Devices, sql: psycopg.Connection) -> None:
     """The session is a cookie, so a window must not write as the user of another window."""
     first = await devices.window()
     ada = await sign_up(first)
@@ -588,36 +586,26 @@ async def delete_account(page: Page) -> None:
 async def test_demo_prints_one_address_and_leaves_no_process(
     chromium: Browser, short_folder: Path
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, example.FOLDER / "demo.py"],
-        cwd=short_folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    with process.stdout as output:
-        try:
-            address = output.readline().strip()
-            children = psutil.Process(process.pid).children(recursive=True)
-            context = await chromium.new_context()
-            page = await context.new_page()
-            await page.goto(address)
-            await sign_up(page)
-            await add(page, "Buy bread")
-            await expect_titles(page, "Buy bread")
-            await context.close()
-        finally:
-            process.send_signal(signal.SIGINT)
+    with example.demo(short_folder) as (process, output):
+        address = output.readline().strip()
+        children = psutil.Process(process.pid).children(recursive=True)
+        context = await chromium.new_context()
+        page = await context.new_page()
+        await page.goto(address)
+        await sign_up(page)
+        await add(page, "Buy bread")
+        await expect_titles(page, "Buy bread")
+        await context.close()
+        process.send_signal(signal.SIGINT)
         assert output.read() == ""
-    assert process.wait(30) == 0
+        assert process.wait(30) == 0
     assert len(children) >= 2
     assert not any(child.is_running() for child in children)
-    assert not list(servers_in(short_folder))
+    assert not list(processes_with(short_folder))
 
 
-def servers_in(folder: Path) -> Iterator[psutil.Process]:
-    """Return the processes of the embedded PostgreSQL, which belong to no other process."""
+def processes_with(folder: Path) -> Iterator[psutil.Process]:
+    """Return the processes that name the folder, such as the supervisor of its PostgreSQL."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if str(folder) in " ".join(process.cmdline()):

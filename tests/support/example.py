@@ -2,9 +2,11 @@
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import httpx2
 
@@ -67,3 +69,22 @@ def served(database_url: str, port: int, api: str, log: Path) -> Iterator[str]:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@contextmanager
+def demo(folder: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """Run what `make demo` runs, with its data in a folder. Yield it, and what it prints."""
+    process = subprocess.Popen(
+        [sys.executable, FOLDER / "demo.py"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process.stdout as output:
+        try:
+            yield process, output
+        finally:
+            process.terminate()
+            process.wait()
