@@ -94,7 +94,7 @@ EXAMPLE := examples/nextjs
 		>.venv/example.log 2>&1 || { cat .venv/example.log; exit 1; }
 	@test ! -f $< || touch $@
 
-.venv/example-packages: $(EXAMPLE)/package-lock.json .venv/runtime
+.venv/example-packages: $(EXAMPLE)/package-lock.json | .venv/runtime
 	@if npm ci --silent --prefix $(EXAMPLE) 2>/dev/null; then touch $@; \
 	else echo "npm ci did not work: the tests of the example front end are skipped"; fi
 
