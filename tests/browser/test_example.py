@@ -238,6 +238,7 @@ async def test_user_adds_edits_completes_and_deletes_tasks(
     await expect_titles(page, "Buy milk", "Buy cake")
     await expect(page.get_by_role("button", name="Edit Buy cake")).to_be_focused()
     await page.get_by_role("button", name="Delete Buy cake").click()
+    await page.get_by_text("Deleted “Buy cake”").hover()  # else it goes after eight seconds
     await expect(page.get_by_role("button", name="Edit Buy milk")).to_be_focused()
     assert stored(sql, ada)[0] == ("Buy cake", "complete")
     await page.get_by_role("button", name="Dismiss").click()
@@ -374,6 +375,24 @@ async def test_edits_made_while_the_api_is_stopped_arrive_once(
         ("Added and edited", "incomplete"),
         ("Added elsewhere", "incomplete"),
     ]
+
+
+async def test_task_that_is_deleted_before_it_was_sent_stays_away(
+    devices: Devices, sql: psycopg.Connection
+) -> None:
+    page = await devices.window()
+    ada = await sign_up(page)
+    await go_offline(page)
+    await add(page, "Buy bread")
+    await page.get_by_role("button", name="Delete Buy bread").click()
+    await page.get_by_text("Deleted “Buy bread”").hover()
+    await page.context.set_offline(False)
+    await expect(connection(page)).to_have_text("Live")
+    await until(lambda: stored(sql, ada))
+    await expect_titles(page)
+    await page.get_by_role("button", name="Dismiss").click()
+    await until(lambda: stored(sql, ada) == [])
+    await expect_titles(page)
 
 
 async def test_write_whose_answer_is_lost_is_repeated_with_its_key(

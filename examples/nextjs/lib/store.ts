@@ -355,7 +355,7 @@ export class TaskStore {
     }
   }
 
-  #idOf({ id }: Write): Id {
+  #idOf({ id }: { id: Id }): Id {
     return typeof id === "string" ? (this.#made.get(id) ?? id) : id;
   }
 
@@ -386,7 +386,9 @@ export class TaskStore {
     }
   }
 
-  #onStorage({ key }: StorageEvent): void {
+  #onStorage({ key, newValue }: StorageEvent): void {
+    const made = this.#name("made/");
+    if (key?.startsWith(made) && newValue) this.#made.set(key.slice(made.length), Number(newValue));
     if (!key?.startsWith(this.#name("write/"))) return;
     this.#readWrites();
     this.#changed();
@@ -428,7 +430,7 @@ export class TaskStore {
     // While the service answers, a write is sent sooner than the user can read that it is not.
     const waits = this.#connection === "offline";
     for (const write of this.#writes) this.#apply(write, rows, waits);
-    if (this.#deleted) rows.delete(this.#deleted.id);
+    if (this.#deleted) rows.delete(this.#idOf(this.#deleted));
     return [...rows.values()];
   }
 
