@@ -90,11 +90,13 @@ clean: ## Remove what was installed; the data in .data stays
 EXAMPLE := examples/nextjs
 .venv/example: .venv/example-packages \
 		$(wildcard $(EXAMPLE)/*.ts $(EXAMPLE)/*.json $(addprefix $(EXAMPLE)/, app/* app/api/auth/*/* components/* lib/*))
+	@test ! -f $< || echo "Building $(EXAMPLE) …"
 	@test ! -f $< || NEXT_TELEMETRY_DISABLED=1 npm run --silent build --prefix $(EXAMPLE) \
 		>.venv/example.log 2>&1 || { cat .venv/example.log; exit 1; }
 	@test ! -f $< || touch $@
 
 .venv/example-packages: $(EXAMPLE)/package-lock.json | .venv/runtime
+	@echo "Installing the packages of $(EXAMPLE) …"
 	@if npm ci --silent --prefix $(EXAMPLE) 2>/dev/null; then touch $@; \
 	else echo "npm ci did not work: the tests of the example front end are skipped"; fi
 

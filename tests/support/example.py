@@ -1,10 +1,12 @@
 """The example front end in `examples/nextjs`, built and served."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -80,11 +82,13 @@ def demo(folder: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
         env=environment(),
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     with process.stdout as output:
         try:
             yield process, output
         finally:
-            process.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
