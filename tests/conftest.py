@@ -1,11 +1,9 @@
 """A real PostgreSQL for every test: one server a run, one migrated copy a test."""
 
 import os
-import secrets
 import shutil
-import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +11,7 @@ from tempfile import TemporaryDirectory
 import psycopg
 import pytest
 
+from support.program import find_unused_port
 from support.service import Service, running_service
 from todo_api.database import migrations, temporary
 from todo_api.database.embedded import EmbeddedPostgres
@@ -120,10 +119,7 @@ def short_folder(run_folder: Path) -> Iterator[Path]:
 @pytest.fixture
 def unused_port() -> int:
     """A port where nobody listens, and that the kernel gives to no client meanwhile."""
-    while True:
-        port = 20_000 + secrets.randbelow(12_768)  # below the usual range of clients' ports
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+    return find_unused_port()
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 import os
 import re
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,6 +60,14 @@ class Program:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(30)
+
+
+def find_unused_port() -> int:
+    """Return a port where nobody listens, and that the kernel gives to no client meanwhile."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_768)  # below the usual range of clients' ports
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def environment(**variables: str) -> dict[str, str]:
