@@ -220,8 +220,10 @@ class Caller:
             return Outcome(Fate.UNKNOWN, may_be_repeated=True)
         except httpx2.TransportError:
             return Outcome(Fate.UNKNOWN, may_be_repeated=True)
-        if wrong := misshapen(answer, self._user) or wrong_tag(request, answer):
+        if wrong := misshapen(answer, self._user):
             self._ledger.violated(OWN if wrong == OWN else SHAPE, f"{request}: {wrong}")
+        if wrong := wrong_tag(request, answer):
+            self._ledger.violated(KEPT, f"{request}: {wrong}")
         if answer.status_code in UNKNOWN:
             return Outcome(Fate.UNKNOWN, may_be_repeated=True)
         if answer.status_code not in request.statuses:

@@ -29,9 +29,9 @@ TERMINATE = f"SELECT pg_terminate_backend(pid) FROM ({SESSIONS}) AS session"  # 
 
 COMPLAINT = re.compile(r"unexpected error.*|(?<=^Traceback)(?:.*\n[ \t])+.*\n.*", re.MULTILINE)
 
-RARELY = {"worker killed", "program replaced"}
-EVERY = 8
-"""Rare faults happen once in this many rounds, so that some processes live long enough to watch."""
+RARELY = {"worker killed": 5, "program replaced": 12}
+"""Rare faults, and in how many rounds they happen once. A round takes about ten seconds, so some
+processes live long enough to watch."""
 
 
 START = 30.0
@@ -113,7 +113,7 @@ class Faults:
         """Cause every fault once per round, each round in a new order."""
         for number in count():
             for name, fault in self._shuffled():
-                if name in RARELY and number % EVERY:
+                if number % RARELY.get(name, 1):
                     continue
                 await asyncio.sleep(self._random.uniform(0.1, 1))
                 if stopped():
@@ -140,8 +140,9 @@ class Faults:
         await asyncio.sleep(self._random.uniform(0.2, 2.5))
 
     async def _kill_worker(self) -> None:
+        """Kill the youngest worker. The memory of the other shows whether it grows."""
         if workers := self._copies.workers():
-            self._random.choice(workers).kill()
+            max(workers, key=psutil.Process.create_time).kill()
 
     async def _end_sessions(self) -> None:
         await asyncio.to_thread(self._sql, TERMINATE)

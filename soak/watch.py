@@ -12,8 +12,8 @@ import psutil
 SETTLED = 40.0
 """Seconds that a process needs to import modules and fill its caches (measured: 20 to 40)."""
 
-LONG_ENOUGH = 20.0
-"""Seconds of samples after that, for a meaningful slope."""
+LONG_ENOUGH = 40.0
+"""Seconds of samples after that, for a meaningful slope. Memory grows in steps of a megabyte."""
 
 
 @dataclass(frozen=True)
