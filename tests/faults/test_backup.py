@@ -258,7 +258,8 @@ def test_a_file_with_something_after_its_end_is_refused(
 
 
 @pytest.mark.parametrize(
-    "file", [b"", b"{}", gzip.compress(b"{}\n", mtime=0), gzip.compress(b"[1]\n"), b"PGDMP\1\x10"]
+    "file",
+    [b"", b"{}", gzip.compress(b"{}\n", mtime=0), gzip.compress(b"[1]\n", mtime=0), b"PGDMP\1\x10"],
 )
 def test_another_file_is_no_backup(file: bytes, copy_url: str) -> None:
     with pytest.raises(StartupError, match=NO_BACKUP):
