@@ -1,4 +1,4 @@
-"""The README's example session, run unchanged."""
+"""The first session in docs/api.md, run unchanged."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.program import environment, serving
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
 
 def normal(text: str) -> str:
@@ -19,14 +19,14 @@ def normal(text: str) -> str:
 
 
 def session() -> tuple[list[str], str]:
-    """Return the README's commands and their expected output."""
-    block = README.read_text().split("## Use it")[1].split("```console\n")[1].split("```")[0]
+    """Return the page's commands and their expected output."""
+    block = PAGE.read_text().split("## A first session")[1].split("```console\n")[1].split("```")[0]
     lines = block.splitlines()
     commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
     return commands, "\n".join(line for line in lines if not line.startswith("$ "))
 
 
-def test_session_prints_what_the_readme_says(tmp_path: Path) -> None:
+def test_session_prints_what_the_page_says(tmp_path: Path) -> None:
     commands, printed = session()
     assert len(commands) > 4
     with serving(tmp_path) as program, program.client() as client:
