@@ -18,6 +18,7 @@ from playwright.async_api import Browser, Locator, Page, expect  # noqa: E402  m
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 FIRST, SECOND = USERS
+"""The first has no tasks. Tests that create some sign in as the second."""
 
 Open: TypeAlias = Callable[..., AbstractAsyncContextManager[Page]]
 
@@ -196,7 +197,7 @@ async def test_nothing_is_wider_than_the_window(
         await assert_fits(page)
         await open_docs(page, program)
         await assert_fits(page)
-        await page.get_by_role("button", name=f"Sign in as {FIRST}").click()
+        await page.get_by_role("button", name=f"Sign in as {SECOND}").click()
         for name in ("tasks-create_task", "user_tasks-complete_user_task", "health-readyz"):
             await unfold(page, name)
             await assert_fits(page)
