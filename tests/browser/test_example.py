@@ -309,6 +309,7 @@ async def test_other_window_notices_another_user(devices: Devices, sql: psycopg.
     await until(lambda: stored(sql, ada))
     second = await devices.window_beside(first.context)
     await expect_titles(second, "Ada's task")
+    await first.bring_to_front()
     await sign_out(first)
     await expect(second.get_by_role("heading", name="Sign in")).to_be_visible()
     await sign_up(first)
@@ -327,12 +328,14 @@ async def test_windows_and_devices_follow_each_other(
     for page in (second, phone):
         await expect(connection(page)).to_have_text("Live")
 
+    await first.bring_to_front()
     await add(first, "Buy bread")
     for page in (second, phone):
         await expect_titles(page, "Buy bread")
     await rename(phone, "Buy bread", "Buy cake")
     for page in (first, second):
         await expect_titles(page, "Buy cake")
+    await second.bring_to_front()
     await complete(second, "Buy cake")
     for page in (first, phone):
         await expect(page.get_by_role("checkbox", name="Complete Buy cake")).to_be_checked()
@@ -351,11 +354,13 @@ async def test_edits_made_while_the_api_is_stopped_arrive_once(
     await expect_titles(second, "Delete me", "Complete me", "Edit me")
 
     api.stop()
+    await first.bring_to_front()  # the browser draws a window behind another one seldom
     await add(first, "Added")
     await rename(first, "Edit me", "Edited")
     await rename(first, "Added", "Added and edited")
     await complete(first, "Complete me")
     await delete_for_good(first, "Delete me")
+    await second.bring_to_front()
     await add(second, "Added elsewhere")
     for page in (first, second):
         await expect(page.get_by_text("6 changes are kept here and sent later")).to_be_visible()

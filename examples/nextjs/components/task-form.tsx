@@ -1,16 +1,8 @@
 "use client";
 
 import type { FormEvent } from "react";
-import type { Fields } from "@/lib/tasks";
+import { type Fields, NEW } from "@/lib/tasks";
 import { useHydrated } from "@/lib/use-hydrated";
-
-const NEW: Fields = {
-  title: "",
-  description: null,
-  status: "incomplete",
-  priority: null,
-  due_date: null,
-};
 
 /** The form for a new task. */
 export function AddTask({ onAdd }: { onAdd: (fields: Fields) => void }) {

@@ -2,7 +2,8 @@
 
 import { useRef, useState } from "react";
 import { flushSync } from "react-dom";
-import type { Conflict, Row, TaskStore } from "@/lib/store";
+import type { Conflict, Row } from "@/lib/rows";
+import type { TaskStore } from "@/lib/store";
 import type { Fields } from "@/lib/tasks";
 import { EditTask } from "./task-form";
 

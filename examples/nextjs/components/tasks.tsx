@@ -3,7 +3,8 @@
 import { useDeferredValue, useEffect, useRef, useState, useSyncExternalStore } from "react";
 import { flushSync } from "react-dom";
 import { createCall } from "@/lib/api";
-import { EMPTY, type Row, type Snapshot, TaskStore } from "@/lib/store";
+import type { Row } from "@/lib/rows";
+import { EMPTY, type Snapshot, TaskStore } from "@/lib/store";
 import { arrange, ORDERS, STATUSES, type View } from "@/lib/tasks";
 import { Account, type User } from "./account";
 import { AddTask } from "./task-form";

@@ -4,30 +4,9 @@
 // is the copy with the writes on top. Both are in `localStorage`, so they survive a reload, and all
 // windows of the user share the writes.
 import { type Answer, type Call, Refused, SignedOut, Unreachable } from "./api";
+import { type Conflict, type Row, Rows } from "./rows";
 import { differences, type Fields, FIELDS, namesOf, pick, type Task } from "./tasks";
-
-/** The id of a task, or the key of the write that creates it. */
-type Id = number | string;
-
-/** What to do, what the user saw before, and a key by which the service does it once. */
-type Write = { key: string; order: number; id: Id } & (
-  | { kind: "create"; fields: Fields; created_at: string }
-  | { kind: "change" | "delete"; fields: Partial<Fields>; before: Partial<Fields>; version: number }
-);
-
-type Edit = Extract<Write, { kind: "change" | "delete" }>;
-
-export type Row = Fields & {
-  key: string;
-  id: Id;
-  version: number;
-  created_at: string;
-  unsent: boolean;
-  conflict?: Conflict;
-};
-
-/** An edit of something that somebody else has changed meanwhile, or deleted. */
-export type Conflict = { write: string; kind: Edit["kind"]; mine: Fields; theirs: Task | null };
+import { agrees, type Creation, type Edit, type Write, Writes } from "./writes";
 
 export type Problem = { key: string; title: string; message: string };
 
@@ -55,11 +34,11 @@ const WAIT = 30;
 export class TaskStore {
   #tasks = new Map<number, Task>();
   #cursor: string | undefined;
-  #writes: Write[] = [];
+  readonly #prefix: string;
+  readonly #writes: Writes;
   /** Writes that the service has, and the copy not yet. */
   #sent: { write: Write; task?: Task }[] = [];
-  /** The ids of created tasks by the keys of their writes. */
-  #made = new Map<string, number>();
+  /** What the service has in place of what an edit expects, by the key of the edit. */
   #conflicts = new Map<string, Task | null>();
   #problems: Problem[] = [];
   /** What the user has deleted, and can bring back. */
@@ -74,22 +53,25 @@ export class TaskStore {
 
   constructor(
     private readonly call: Call,
-    private readonly userId: string,
+    userId: string,
     private readonly onSignedOut: () => void,
-  ) {}
+  ) {
+    this.#prefix = `todo/${userId}/`;
+    this.#writes = new Writes(this.#prefix);
+  }
 
   /** Begins to follow the service. Returns a function that ends it. */
   start(): () => void {
     this.#stopped = new AbortController();
     const { signal } = this.#stopped;
     this.#readCopy();
-    this.#readWrites();
+    this.#writes.read();
     addEventListener("storage", (event) => this.#onStorage(event), { signal });
     for (const name of ["online", "offline"]) {
       addEventListener(name, () => this.#wake.abort(), { signal });
     }
     document.addEventListener("visibilitychange", () => this.#onVisibility(), { signal });
-    this.#channel = new BroadcastChannel(this.#name("signed out"));
+    this.#channel = new BroadcastChannel(this.#prefix);
     this.#channel.onmessage = () => this.#leave();
     this.#changed();
     void this.#run(signal);
@@ -117,16 +99,19 @@ export class TaskStore {
   snapshot = (): Snapshot => this.#snapshot;
 
   add(fields: Fields): void {
-    const key = crypto.randomUUID();
+    const next = this.#writes.next();
     const created_at = new Date().toISOString();
-    this.#enqueue({ kind: "create", key, order: this.#nextOrder(), id: key, fields, created_at });
+    this.#enqueue({ kind: "create", ...next, id: next.key, fields, created_at });
   }
 
   /** Changes a task from what the user saw, which may be older than what the copy has now. */
   change(row: Row, fields: Partial<Fields>): void {
     const changes = differences(fields, row);
     if (namesOf(changes).length === 0) return;
-    this.#enqueue(this.#edit("change", row, changes, pick(row, namesOf(changes))));
+    const { id, version } = row;
+    const before = pick(row, namesOf(changes));
+    const next = this.#writes.next();
+    this.#enqueue({ kind: "change", ...next, id, version, before, fields: changes });
   }
 
   /** Hides the task. It is deleted when nobody can undo that any more; see `deleteForGood`. */
@@ -143,17 +128,19 @@ export class TaskStore {
 
   deleteForGood = (): void => {
     if (!this.#deleted) return;
-    const row = this.#deleted;
+    const { id, version } = this.#deleted;
+    const before = pick(this.#deleted, FIELDS);
     this.#deleted = null;
-    this.#enqueue(this.#edit("delete", row, {}, pick(row, FIELDS)));
+    this.#enqueue({ kind: "delete", ...this.#writes.next(), id, version, before, fields: {} });
   };
 
   /** Ends a conflict: with the user's version, or with that of the service. */
   resolve({ write: key, mine, theirs }: Conflict, choice: "mine" | "theirs"): void {
-    const write = this.#writes.find((each): each is Edit => each.key === key && "before" in each);
+    const write = this.#writes.list.find((each) => each.key === key);
     this.#conflicts.delete(key);
-    if (write) this.#dequeue(write);
-    if (choice === "theirs" || !write) return this.#changed();
+    if (!write || write.kind === "create") return this.#changed();
+    this.#writes.remove(write);
+    if (choice === "theirs") return this.#changed();
     if (!theirs) return this.add(pick(mine, FIELDS));
     const before = pick(theirs, namesOf(write.before));
     this.#enqueue({ ...write, before, version: theirs.version });
@@ -166,7 +153,8 @@ export class TaskStore {
 
   /** Removes everything of the user from this device. Their other windows notice. */
   forget(): void {
-    for (const name of this.#stored("")) localStorage.removeItem(name);
+    const names = Object.keys(localStorage).filter((name) => name.startsWith(this.#prefix));
+    for (const name of names) localStorage.removeItem(name);
     this.#channel?.postMessage("");
     this.#leave();
   }
@@ -230,8 +218,8 @@ export class TaskStore {
 
   /** Sends the writes in order. One window at a time does, because they share the writes. */
   async #sendAll(): Promise<void> {
-    if (this.#writes.length === 0) return;
-    await navigator.locks.request(this.#name("sending"), async () => {
+    if (this.#writes.list.length === 0) return;
+    await navigator.locks.request(this.#prefix, async () => {
       this.#readWrites();
       for (let write = this.#next(); write; write = this.#next()) await this.#send(write);
     });
@@ -239,9 +227,9 @@ export class TaskStore {
 
   /** Returns the first write that does not wait for the user to end a conflict. */
   #next(): Write | undefined {
-    const blocked = new Set<Id>();
-    return this.#writes.find((write) => {
-      const id = this.#idOf(write);
+    const blocked = new Set<number | string>();
+    return this.#writes.list.find((write) => {
+      const id = this.#writes.idOf(write);
       if (this.#conflicts.has(write.key)) blocked.add(id);
       return !blocked.has(id);
     });
@@ -253,25 +241,23 @@ export class TaskStore {
       else await this.#sendEdit(write);
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
-      const title = write.fields.title ?? this.#row(write.id)?.title ?? "";
+      const title = write.fields.title ?? this.#tasks.get(Number(write.id))?.title ?? "";
       this.#problems = [...this.#problems, { key: write.key, title, message: error.message }];
-      this.#dequeue(write);
+      this.#writes.remove(write);
     }
     this.#changed();
   }
 
-  async #sendCreation(write: Extract<Write, { kind: "create" }>): Promise<void> {
+  async #sendCreation(write: Creation): Promise<void> {
     const answer = await this.#write("POST", "/api/tasks", write, write.fields);
-    const { id }: Task = answer.body;
-    this.#made.set(write.key, id);
-    localStorage.setItem(this.#name(`made/${write.key}`), String(id));
+    this.#writes.made(write, answer.body.id);
     this.#done(write, answer);
   }
 
   /** Sends an edit. If the task has changed, sends it again, unless that would overwrite an edit. */
   async #sendEdit(write: Edit): Promise<void> {
-    const id = this.#idOf(write);
-    if (typeof id === "string") return this.#dequeue(write); // its creation was refused
+    const id = this.#writes.idOf(write);
+    if (typeof id === "string") return this.#writes.remove(write); // its creation was refused
     for (let newest = this.#newest(id); ; ) {
       // With the version that the user saw, a write that is done already is answered as done, and
       // another one is refused.
@@ -307,70 +293,31 @@ export class TaskStore {
   #done(write: Write, { ok, replayed, body }: Answer): void {
     // A repeated answer has the task as it was then.
     this.#sent.push({ write, task: ok && !replayed ? body : undefined });
-    this.#dequeue(write);
-  }
-
-  // ---- The writes, each under a name of its own, so that two windows never overwrite one
-
-  #edit(
-    kind: Edit["kind"],
-    { id, version }: Row,
-    fields: Partial<Fields>,
-    before: Partial<Fields>,
-  ): Edit {
-    return { kind, key: crypto.randomUUID(), order: this.#nextOrder(), id, fields, before, version };
-  }
-
-  #nextOrder(): number {
-    return Math.max(Date.now(), ...this.#writes.map(({ order }) => order + 1));
-  }
-
-  #enqueue(write: Write): void {
-    const name = this.#name(`write/${write.key}`);
-    try {
-      localStorage.setItem(name, JSON.stringify(write));
-    } catch {
-      localStorage.removeItem(this.#name("copy")); // no room: a write is worth more than the copy
-      localStorage.setItem(name, JSON.stringify(write));
-    }
-    this.#readWrites();
-    this.#changed();
-    this.#wake.abort();
-  }
-
-  #dequeue(write: Write): void {
-    localStorage.removeItem(this.#name(`write/${write.key}`));
-    this.#writes = this.#writes.filter(({ key }) => key !== write.key);
-  }
-
-  #readWrites(): void {
-    const writes = this.#stored("write/").map((name): Write => JSON.parse(localStorage[name]));
-    this.#writes = writes.sort((a, b) => a.order - b.order);
-    for (const name of this.#stored("made/")) {
-      this.#made.set(name.slice(this.#name("made/").length), Number(localStorage[name]));
-      if (writes.length === 0) localStorage.removeItem(name);
-    }
-    for (const key of this.#conflicts.keys()) {
-      if (!writes.some((write) => write.key === key)) this.#conflicts.delete(key);
-    }
-  }
-
-  #idOf({ id }: { id: Id }): Id {
-    return typeof id === "string" ? (this.#made.get(id) ?? id) : id;
+    this.#writes.remove(write);
   }
 
   // ---- Storage
 
-  #name(rest: string): string {
-    return `todo/${this.userId}/${rest}`;
+  #enqueue(write: Write): void {
+    try {
+      this.#writes.add(write);
+    } catch {
+      localStorage.removeItem(`${this.#prefix}copy`); // no room: a write is worth more
+      this.#writes.add(write);
+    }
+    this.#changed();
+    this.#wake.abort();
   }
 
-  #stored(kind: string): string[] {
-    return Object.keys(localStorage).filter((name) => name.startsWith(this.#name(kind)));
+  /** Reads what the windows have stored. What another window has removed is no conflict here. */
+  #readWrites(): void {
+    this.#writes.read();
+    const keys = new Set(this.#writes.list.map(({ key }) => key));
+    this.#conflicts = new Map([...this.#conflicts].filter(([key]) => keys.has(key)));
   }
 
   #readCopy(): void {
-    const stored = localStorage.getItem(this.#name("copy"));
+    const stored = localStorage.getItem(`${this.#prefix}copy`);
     if (!stored) return;
     const { cursor, tasks }: { cursor: string; tasks: Task[] } = JSON.parse(stored);
     this.#cursor = cursor;
@@ -380,19 +327,17 @@ export class TaskStore {
   #storeCopy(): void {
     const copy = { cursor: this.#cursor, tasks: [...this.#tasks.values()] };
     try {
-      localStorage.setItem(this.#name("copy"), JSON.stringify(copy));
+      localStorage.setItem(`${this.#prefix}copy`, JSON.stringify(copy));
     } catch {
-      localStorage.removeItem(this.#name("copy")); // too large: the next visit reads everything
+      localStorage.removeItem(`${this.#prefix}copy`); // too large: the next visit reads everything
     }
   }
 
   #onStorage({ key, newValue }: StorageEvent): void {
-    const made = this.#name("made/");
-    if (key?.startsWith(made) && newValue) this.#made.set(key.slice(made.length), Number(newValue));
-    if (!key?.startsWith(this.#name("write/"))) return;
+    if (!this.#writes.learn(key, newValue)) return;
     this.#readWrites();
     this.#changed();
-    // Another window may have sent it, so the service may be back.
+    // Another window may have sent something, so the service may be back.
     if (this.#connection === "offline") this.#wake.abort();
   }
 
@@ -400,77 +345,34 @@ export class TaskStore {
     if (document.visibilityState === "hidden") this.deleteForGood();
   }
 
-  // ---- The rows
+  // ---- What the page sees
 
   #changed(): void {
     this.#snapshot = {
       rows: this.#rows(),
       connection: this.#connection,
       reason: this.#reason,
-      unsent: this.#writes.length - this.#conflicts.size,
+      unsent: this.#writes.list.length - this.#conflicts.size,
       deleted: this.#deleted,
       problems: this.#problems,
     };
     for (const listener of this.#listeners) listener();
   }
 
-  #row(id: Id): Row | undefined {
-    return this.#snapshot.rows.find((row) => row.id === id);
-  }
-
-  /** Returns the copy with the writes on top. */
   #rows(): Row[] {
-    const keys = new Map([...this.#made].map(([key, id]) => [id, key]));
-    const rows = new Map<Id, Row>();
-    for (const task of this.#tasks.values()) {
-      // A task that was created here keeps its key, so that an edit of it can go on.
-      rows.set(task.id, { ...task, key: keys.get(task.id) ?? String(task.id), unsent: false });
-    }
-    for (const { write } of this.#sent) this.#apply(write, rows, false);
+    const rows = new Rows(this.#tasks.values(), this.#writes.keys());
+    for (const { write } of this.#sent) rows.apply(write, this.#writes.idOf(write), false);
     // While the service answers, a write is sent sooner than the user can read that it is not.
     const waits = this.#connection === "offline";
-    for (const write of this.#writes) this.#apply(write, rows, waits);
-    if (this.#deleted) rows.delete(this.#idOf(this.#deleted));
-    return [...rows.values()];
-  }
-
-  #apply(write: Write, rows: Map<Id, Row>, unsent: boolean): void {
-    const id = this.#idOf(write);
-    const row = rows.get(id);
-    const theirs = this.#conflicts.get(write.key);
-    if (write.kind === "create") {
-      const { fields, key, created_at } = write;
-      if (!row) rows.set(id, { ...fields, id, key, version: 0, created_at, unsent });
-    } else if (theirs !== undefined) {
-      const { version } = write;
-      const shown = row ?? { ...whole(write), id, key: String(id), version, created_at: "", unsent };
-      const mine = { ...shown, ...write.fields };
-      rows.set(id, { ...mine, conflict: { write: write.key, kind: write.kind, mine, theirs } });
-    } else if (write.kind === "delete") {
-      rows.delete(id);
-    } else if (row) {
-      rows.set(id, { ...row, ...write.fields, unsent: unsent || row.unsent });
+    for (const write of this.#writes.list) {
+      const id = this.#writes.idOf(write);
+      const theirs = this.#conflicts.get(write.key);
+      if (theirs === undefined || write.kind === "create") rows.apply(write, id, waits);
+      else rows.showConflict(write, id, theirs);
     }
+    if (this.#deleted) rows.remove(this.#writes.idOf(this.#deleted));
+    return rows.list();
   }
-}
-
-/** Returns whether a task still has what the user saw, or has what they want already. */
-function agrees({ fields, before }: Edit, task: Task): boolean {
-  return FIELDS.every(
-    (name) => !(name in before) || task[name] === before[name] || task[name] === fields[name],
-  );
-}
-
-/** Returns the fields that a write knows of a task that nobody else knows any more. */
-function whole({ before, fields }: Edit): Fields {
-  const empty: Fields = {
-    title: "",
-    description: null,
-    status: "incomplete",
-    priority: null,
-    due_date: null,
-  };
-  return { ...empty, ...before, ...fields };
 }
 
 async function untilVisible(signal: AbortSignal): Promise<void> {

@@ -10,6 +10,15 @@ export type Fields = {
 
 export type Task = Fields & { id: number; version: number; created_at: string };
 
+/** What a new task is, if the user says nothing about it. */
+export const NEW: Fields = {
+  title: "",
+  description: null,
+  status: "incomplete",
+  priority: null,
+  due_date: null,
+};
+
 export const FIELDS = ["title", "description", "status", "priority", "due_date"] as const;
 export const STATUSES = { all: "All", incomplete: "To do", complete: "Done" };
 export const ORDERS = { created: "Newest", due: "Due date", priority: "Priority", title: "Title" };
