@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from support.listening import Listening, listening
 from support.problems import problem
 from support.service import ORIGIN, bearer, running_service
-from support.waiting import until
+from support.waiting import LIMIT, until
 from support.watching import assert_pool_is_whole, backends, terminate, waiting
 from support.wire import Wire
 from todo_api.errors import Overloaded, RequestTimeout
@@ -412,7 +412,7 @@ async def ask(limited: Limits) -> None:
     async def receive() -> Message:
         raise AssertionError("not called")
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         scope = {"method": "GET", "raw_path": b"/api/tasks", "headers": []}
         await limited(scope, receive, nothing)
 

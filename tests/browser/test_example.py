@@ -16,7 +16,7 @@ import pytest
 from support import browser, example
 from support.program import Program, find_unused_port, serving
 from support.requirements import need
-from support.waiting import until
+from support.waiting import LIMIT, until
 
 need(browser.missing() or example.missing())
 
@@ -622,7 +622,7 @@ async def test_demo_prints_one_address_and_leaves_no_process(
         await context.close()
         process.send_signal(signal.SIGINT)
         assert output.read() == ""
-        assert process.wait(30) == 0
+        assert process.wait(LIMIT) == 0
     assert len(children) >= 2
     assert not any(child.is_running() for child in children)
     assert not list(processes_with(short_folder))

@@ -20,7 +20,7 @@ from sqlalchemy import NullPool, create_engine
 from sqlmodel import SQLModel
 
 from support.service import Service, running_service
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 from todo_api.database import citus, migrations, row_security, schema
 from todo_api.database.address import conninfo
 from todo_api.errors import StartupError
@@ -273,7 +273,7 @@ def migrator(url: str) -> subprocess.Popen[bytes]:
 
 def test_migrators_that_start_together_wait_for_each_other(empty_database_url: str) -> None:
     started = [migrator(empty_database_url) for _ in range(4)]
-    assert [process.wait(30) for process in started] == [0] * 4
+    assert [process.wait(LIMIT) for process in started] == [0] * 4
     assert rows(empty_database_url, "SELECT version_num FROM alembic_version") == [(NEWEST,)]
 
 
@@ -287,7 +287,7 @@ def test_migrator_that_waits_sees_the_result_of_the_one_before(empty_database_ur
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         wait_for(lambda: rows(empty_database_url, waiting) == [(3,)])
         sql.execute("SELECT pg_advisory_unlock(%s)", [migrations.ADVISORY_LOCK])
-    assert [process.wait(30) for process in started] == [0, 0, 0]
+    assert [process.wait(LIMIT) for process in started] == [0, 0, 0]
 
 
 def test_two_databases_of_one_cluster_migrate_at_the_same_moment(postgres: str) -> None:
@@ -297,7 +297,7 @@ def test_two_databases_of_one_cluster_migrate_at_the_same_moment(postgres: str) 
         for name in names:
             connection.execute(f"CREATE DATABASE {name}")
         urls = [postgres.replace("/postgres?", f"/{name}?") for name in names]
-        assert [process.wait(30) for process in [migrator(url) for url in urls]] == [0, 0]
+        assert [process.wait(LIMIT) for process in [migrator(url) for url in urls]] == [0, 0]
         for name, url in zip(names, urls, strict=True):
             assert rows(url, "SELECT version_num FROM alembic_version") == [(NEWEST,)]
             connection.execute(f"DROP DATABASE {name}")
@@ -542,7 +542,7 @@ def test_migrator_killed_halfway_leaves_the_old_schema_and_the_next_succeeds(
         process = migrator(url)
         wait_for(lambda: is_waiting(url, "alembic_version"))
         process.kill()
-        assert process.wait(30) != 0
+        assert process.wait(LIMIT) != 0
     assert (rows(url, "SELECT version_num FROM alembic_version"), tables(url)) == before
     migrations.migrate(url)
     assert catalogue(url) == catalogue(database_url)

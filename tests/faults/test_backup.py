@@ -19,6 +19,7 @@ from sqlmodel import SQLModel
 
 from support.program import command, environment, run, serving
 from support.service import SECRET, token
+from support.waiting import LIMIT
 from todo_api.database import migrations, schema
 from todo_api.database.backup import FORMAT_VERSION, MAXIMUM_LINE, TABLES, back_up, restore
 from todo_api.errors import StartupError
@@ -420,7 +421,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(folder: Path, database_ur
     with blocked(folder, database_url, "backup", "tasks.backup") as (process, lock):
         (folder / "tasks.backup").write_text("precious")
         lock.rollback()
-        assert process.wait(30) == 1
+        assert process.wait(LIMIT) == 1
         assert process.stderr is not None
         assert "exists already" in process.stderr.read()
     assert (folder / "tasks.backup").read_text() == "precious"

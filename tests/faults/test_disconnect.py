@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 
 from support.listening import Listening, listening
+from support.waiting import LIMIT
 
 LARGE = 100_000
 """The size of a body for which uvicorn stops reading, until the application has read it."""
@@ -82,7 +83,7 @@ def get(path: str, *fields: str) -> bytes:
 
 
 async def assert_others_are_served(service: Listening) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT):
         for _ in range(10):
             assert (await service.request("GET", "/livez")).status_code == 200
 
@@ -95,7 +96,7 @@ async def test_listener_waits_for_the_disconnect_without_blocking(
     writer.write(
         b"POST /listen HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         await added.waits.wait()
         await assert_others_are_served(service)
         parts = added.messages[:]
@@ -108,7 +109,7 @@ async def test_listener_waits_for_the_disconnect_without_blocking(
 async def test_stream_goes_on_until_the_client_leaves(service: Listening, added: Added) -> None:
     reader, writer = await connect(service)
     writer.write(get("/stream"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         await reader.readuntil(b"\r\n\r\n")
         for _ in range(3):
             assert await reader.readuntil(b"\r\npart\r\n")
@@ -122,7 +123,7 @@ async def test_streams_are_sent_whole_on_one_connection(service: Listening, adde
     del added
     reader, writer = await connect(service)
     writer.write(get("/three") * 3 + get("/livez", "Connection: close"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         answers = await reader.read()
     writer.close()
     body = b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n"

@@ -23,7 +23,7 @@ from support.network import Network
 from support.problems import problem
 from support.program import Program, command, environment, serving
 from support.service import ORIGIN, SECRET, bearer, token
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 from todo_api.http import logs
 from todo_api.http.body import MAXIMUM_BYTES
 
@@ -395,13 +395,11 @@ def test_broken_pipes_do_not_stop_the_service(
     try:
         wait_for(lambda: answers(f"{address}/livez"))
         with httpx2.Client(base_url=address, timeout=15, trust_env=False) as client:
-            started = time.monotonic()
             for _ in range(300):  # more than a buffer of lines
                 assert client.get(TASKS, headers=bearer("alice")).status_code == 200
-            assert time.monotonic() - started < 10
     finally:
         process.terminate()
-    assert process.wait(15) == 0
+    assert process.wait(LIMIT) == 0
 
 
 @pytest.mark.parametrize(("level", "shown"), [("info", "WARNING"), ("error", "ERROR")])

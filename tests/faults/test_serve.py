@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from support.program import Program, command, environment, serving
 from support.service import SECRET, bearer
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 from todo_api.database.migrations import ADVISORY_LOCK
 
 KEYS = {"BETTER_AUTH_SECRET": SECRET, "LOG_LEVEL": "warning"}
@@ -134,7 +134,7 @@ def test_signal_finishes_what_is_in_flight(
         wait_for(lambda: not accepts(program))
         holder.rollback()
         request.join(15)
-        assert program.process.wait(30) == 0
+        assert program.process.wait(LIMIT) == 0
         assert [answer.json()["title"] for answer in answers] == ["y"]
     assert (tmp_path / "log").read_text() == ""
 
@@ -144,7 +144,7 @@ def test_ctrl_c_reaches_workers_that_are_still_starting(tmp_path: Path, database
         with serving(tmp_path, "--workers", "2", DATABASE_URL=database_url, **KEYS) as program:
             time.sleep(delay)  # to meet them at different moments of their start
             os.killpg(program.process.pid, signal.SIGINT)
-            assert program.process.wait(30) == 0
+            assert program.process.wait(LIMIT) == 0
         assert "Traceback" not in (tmp_path / "log").read_text()
 
 
@@ -178,7 +178,7 @@ def test_program_without_standard_files_serves_and_ends(tmp_path: Path, database
         assert files == ["/dev/null"] * 3
     finally:
         process.terminate()
-    assert process.wait(15) == 0
+    assert process.wait(LIMIT) == 0
 
 
 def answers(address: tuple[str, int]) -> bool:
@@ -412,4 +412,4 @@ def test_migration_that_is_ended_is_no_success(tmp_path: Path, database_url: str
         with psycopg.connect(database_url, autocommit=True) as watcher:
             wait_for(lambda: waiting_for_a_lock(watcher) == 1)
         process.terminate()
-        assert process.wait(15) != 0
+        assert process.wait(LIMIT) != 0

@@ -22,7 +22,7 @@ from support.listening import Listening, listening
 from support.pages import LARGEST, address_of
 from support.program import Program, command, environment
 from support.service import SECRET, token
-from support.waiting import until
+from support.waiting import LIMIT, until
 from support.watching import assert_pool_is_whole
 from todo_api import server
 from todo_api.http import protocol
@@ -159,7 +159,7 @@ async def test_head_sent_byte_by_byte_is_cut_off(
     clients = await connect(300)
     slow = asyncio.create_task(trickle(clients, b"GET /api/tasks HTTP/1.1\r\nHost: " + b"x" * 900))
     await assert_good_traffic_goes_on(service)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         await slow
     await assert_cut_off(service)
     await assert_pool_is_whole(service, sql, 4)
@@ -193,7 +193,7 @@ async def test_idle_connection_is_kept_longer_than_one_without_a_request(
         await loop.sock_sendall(client, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await loop.sock_recv(client, 65_536)).startswith(b"HTTP/1.1 200 ")
     await loop.sock_sendall(slow, b"GET /livez HTTP/1.1\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         assert await read_to_the_end(slow) == await read_to_the_end(unused) == b""
     await loop.sock_sendall(used, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (await loop.sock_recv(used, 65_536)).startswith(b"HTTP/1.1 200 ")
@@ -203,7 +203,7 @@ async def test_blank_lines_do_not_keep_a_connection_open(
     service: Listening, connect: Connect
 ) -> None:
     clients = await connect(50)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         await trickle(clients, b"\r\n")
     await assert_cut_off(service)
 
@@ -222,7 +222,7 @@ async def test_body_sent_byte_by_byte_is_cut_off(
         await loop.sock_sendall(client, POST + framing)
     slow = asyncio.create_task(trickle(clients, BODY))
     await assert_good_traffic_goes_on(service)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(LIMIT):
         await slow
     await assert_cut_off(service)
     await assert_pool_is_whole(service, sql, 4)
@@ -240,7 +240,7 @@ async def test_refused_body_sent_byte_by_byte_is_cut_off(
     for client in clients:
         await loop.sock_sendall(client, head)
         assert (await loop.sock_recv(client, 65_536)).startswith(b"HTTP/1.1 401 ")
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(LIMIT):
         await trickle(clients, BODY)
     await assert_cut_off(service)
 

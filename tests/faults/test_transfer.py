@@ -456,7 +456,7 @@ def test_a_stopped_import_leaves_nothing(
             text=True,
         )
         try:
-            wait_for(is_waiting, 30)
+            wait_for(is_waiting)
             process.send_signal(number)
             output, errors = process.communicate(timeout=30)
         finally:

@@ -91,7 +91,7 @@ def wait_for_workers(program: Program, folder: Path) -> None:
             each["pid"] for each in logged(folder, "worker serves")
         }
 
-    wait_for(both_serve, 60)
+    wait_for(both_serve)
 
 
 def test_replacement_of_a_dead_worker_is_logged_with_its_reason(
@@ -151,7 +151,7 @@ def test_working_worker_serves_while_another_cannot_start(
         wait_for_workers(program, tmp_path)
         (tmp_path / "exit").touch()
         program.workers()[0].kill()
-        wait_for(lambda: list(replaced(tmp_path).values()).count("exit code 7") >= 2, 60)
+        wait_for(lambda: list(replaced(tmp_path).values()).count("exit code 7") >= 2)
         assert is_live(program)
         (tmp_path / "exit").unlink()
         wait_for_workers(program, tmp_path)

@@ -15,6 +15,7 @@ from support.issuer import Issuer, Session
 from support.program import serving
 from support.requirements import need
 from support.service import Service, bearer, running_service
+from support.waiting import LIMIT
 
 PASSWORD = "a long enough password"
 
@@ -200,7 +201,7 @@ async def test_token_expires(
         token = await issuer.token(ada)
         assert await status(service, token) == 200
         monkeypatch.setattr("todo_api.auth.tokens.LEEWAY", 0.0)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT):
             while await status(service, token) == 200:
                 await asyncio.sleep(0.05)
         assert await status(service, token) == 401
