@@ -407,7 +407,7 @@ MOMENT = "a day as YYYY-MM-DD or an RFC 3339 timestamp with an offset, + sent as
         ("due=2026-01-01", "Invalid due value. Must be none"),
         *[
             (f"q={value}", "Invalid q value. Must be at least one word, and at most 200 characters")
-            for value in ("", "%20", "x" * 201, "a%00", "%CC%88")
+            for value in ("", "%20", "x" * 201, "a%00", "%CC%88", "a%ff", "%ED%A0%80", "a+%C3")
         ],
         *[
             (f"due_from={value}", f"Invalid due_from value. Must be {MOMENT}")

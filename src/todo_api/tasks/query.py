@@ -164,7 +164,8 @@ def read_parameters(request: Request, readers: Readers) -> dict[str, Any]:
     """Read the parameters that a request has. Raises `InvalidParameter`."""
     given: dict[str, Any] = {}
     query = request.scope["query_string"].decode("latin-1")
-    for name, text in parse_qsl(query, keep_blank_values=True):
+    # Bytes that are not UTF-8 become surrogates, which no valid value has.
+    for name, text in parse_qsl(query, keep_blank_values=True, errors="surrogateescape"):
         if name not in readers:
             raise InvalidParameter(f"Unknown query parameter. Allowed are {_and(readers)}")
         if name in given:
@@ -197,8 +198,11 @@ def _count(name: str, text: str) -> bool:
     return _one_of("true", "false")(name, text) == "true"
 
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
 def _search(name: str, text: str) -> str:
-    if len(text) > SEARCH_LENGTH or "\0" in text or not fold(text).split():
+    if len(text) > SEARCH_LENGTH or _NO_TEXT.search(text) or not fold(text).split():
         raise _invalid(name, f"at least one word, and at most {SEARCH_LENGTH} characters")
     return text
 
