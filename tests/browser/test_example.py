@@ -446,7 +446,8 @@ async def test_conflict_shows_both_versions(
 ) -> None:
     here, there, ada = await two_devices(devices)
     await go_offline(there)
-    await rename(there, "Buy bread", "Buy rolls")
+    await rename(there, "Buy bread", "Buy buns")
+    await rename(there, "Buy buns", "Buy rolls")
     await rename(here, "Buy bread", "Buy cake")
     await until(lambda: stored(sql, ada) == [("Buy cake", "incomplete")])
     await there.context.set_offline(False)

@@ -36,8 +36,9 @@ export function TaskRow({ row, store, onRemove }: { row: Row; store: TaskStore; 
     return (
       <li>
         <Choice
+          mine={row}
           conflict={conflict}
-          onChoose={(choice) => close(() => store.resolve(conflict, choice))}
+          onChoose={(choice) => close(() => store.resolve(row, conflict, choice))}
         />
       </li>
     );
@@ -69,9 +70,11 @@ export function TaskRow({ row, store, onRemove }: { row: Row; store: TaskStore; 
 
 /** Both versions of a task, of which the user chooses one. */
 function Choice({
-  conflict: { kind, mine, theirs },
+  mine,
+  conflict: { kind, theirs },
   onChoose,
 }: {
+  mine: Row;
   conflict: Conflict;
   onChoose: (choice: "mine" | "theirs") => void;
 }) {

@@ -12,8 +12,8 @@ export type Row = Fields & {
   conflict?: Conflict;
 };
 
-/** An edit of something that somebody else has changed meanwhile, or deleted. */
-export type Conflict = { write: string; kind: Edit["kind"]; mine: Fields; theirs: Task | null };
+/** What the service has in place of what an edit expects: null if the task is deleted there. */
+export type Conflict = { write: string; kind: Edit["kind"]; theirs: Task | null };
 
 export class Rows {
   #rows = new Map<Id, Row>();
@@ -47,11 +47,11 @@ export class Rows {
     }
   }
 
-  /** Shows an edit beside what the service has, which is null if the task is deleted. */
+  /** Shows the user's version of a task beside that of the service. */
   showConflict(write: Edit, id: Id, theirs: Task | null): void {
     const { kind, before, fields, version } = write;
     const gone = { ...NEW, ...before, id, key: String(id), version, created_at: "", unsent: false };
-    const mine = { ...(this.#rows.get(id) ?? gone), ...fields };
-    this.#rows.set(id, { ...mine, conflict: { write: write.key, kind, mine, theirs } });
+    const row = this.#rows.get(id) ?? gone;
+    this.#rows.set(id, { ...row, ...fields, conflict: { write: write.key, kind, theirs } });
   }
 }

@@ -135,15 +135,19 @@ export class TaskStore {
   };
 
   /** Ends a conflict: with the user's version, or with that of the service. */
-  resolve({ write: key, mine, theirs }: Conflict, choice: "mine" | "theirs"): void {
-    const write = this.#writes.list.find((each) => each.key === key);
+  resolve(row: Row, { write: key, theirs }: Conflict, choice: "mine" | "theirs"): void {
+    const writes = this.#writes.list.filter((each) => this.#writes.idOf(each) === row.id);
+    const write = writes.find((each) => each.key === key);
     this.#conflicts.delete(key);
     if (!write || write.kind === "create") return this.#changed();
-    this.#writes.remove(write);
-    if (choice === "theirs") return this.#changed();
-    if (!theirs) return this.add(pick(mine, FIELDS));
-    const before = pick(theirs, namesOf(write.before));
-    this.#enqueue({ ...write, before, version: theirs.version });
+    if (choice === "mine" && theirs) {
+      const before = pick(theirs, namesOf(write.before));
+      return this.#enqueue({ ...write, before, version: theirs.version });
+    }
+    // Later edits of the task belong to the user's version, too.
+    for (const each of writes) this.#writes.remove(each);
+    if (choice === "mine") this.add(pick(row, FIELDS));
+    else this.#changed();
   }
 
   dismiss(problem: Problem): void {
