@@ -51,6 +51,12 @@ load: .venv/development ## Offer twice what it can carry, and judge what it does
 soak: .venv/development ## Break everything at random for minutes, then compare with the database
 	$(BIN)/python -m soak.soak $(ARGS)
 
+.PHONY: wheel
+wheel: DIST ?= dist
+wheel: $(UV) ## Build what is released, in dist/
+	@$(UV) build -q --wheel --clear --out-dir $(DIST)
+	@ls $(DIST)/*.whl
+
 .PHONY: format
 format: .venv/development ## Format the code
 	$(BIN)/ruff check --fix-only

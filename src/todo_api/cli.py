@@ -44,7 +44,6 @@ def _examples(*commands: str) -> str:
 
 
 cli = typer.Typer(
-    help="A multi-user to-do REST API.",
     epilog=_lines(
         "Exit codes:",
         "0: done. 1: not done, and the standard error says why. 2: wrong usage.",
@@ -53,6 +52,27 @@ cli = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        print(f"todo-api {version('todo-api')}")  # noqa: T201
+        raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """A multi-user to-do REST API."""
 
 
 def main() -> None:

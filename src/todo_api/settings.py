@@ -141,7 +141,7 @@ def _origin(address: str) -> str:
 
 def _opentelemetry(wanted: bool) -> bool:
     if wanted and not _can_export():
-        raise _wrong("needs `pip install 'todo-api[opentelemetry]'`")
+        raise _wrong("needs `pip install 'fastapi[opentelemetry]'`")
     return wanted
 
 

@@ -101,14 +101,21 @@ def run(
 
 @contextmanager
 def serving(
-    folder: Path, *arguments: str, prelude: str | None = None, **variables: str
+    folder: Path,
+    *arguments: str,
+    prelude: str | None = None,
+    script: Path | None = None,
+    **variables: str,
 ) -> Iterator[Program]:
     """Run `todo-api serve` in a folder on a free port, and end it afterwards.
 
-    The program's own process runs the Python code `prelude` first.
+    The program's own process runs the Python code `prelude` first. `script` is another installed
+    `todo-api` than the checkout's.
     """
     log = (folder / "log").open("w")
     program = command("serve", "--port", "0", *arguments)
+    if script is not None:
+        program[:3] = [str(script)]
     if prelude is not None:
         program[1:3] = ["-c", f"from todo_api import cli, server\n{prelude}\ncli.main()"]
     process = subprocess.Popen(

@@ -7,6 +7,7 @@ Schema, because generators read clever schemas differently or not at all.
 import re
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
+from importlib.metadata import version
 from typing import Any
 
 from fastapi.encoders import jsonable_encoder
@@ -23,7 +24,7 @@ INFORMATION: Json = {
     "`/api/tasks`, take the user from the token. The user-scoped paths, `/api/{user_id}/tasks`, "
     "also name the user, who must be the token's. `PATCH …/complete` without a body toggles a task "
     "in the first family and completes it in the second. A path that fits both is token-scoped.",
-    "version": "1",
+    "version": version("todo-api"),
     "contact": {"name": "The maintainers of todo-api"},
     "license_info": {"name": "MIT", "identifier": "MIT"},
     "servers": [{"url": "/", "description": "The server that this document comes from."}],
