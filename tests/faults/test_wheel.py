@@ -123,7 +123,7 @@ def test_wheel_serves_from_an_empty_environment(version: str, wheel: Path, tmp_p
 
     folder = tmp_path / "empty"
     folder.mkdir()
-    with serving(folder, script=script) as program, program.client() as client:
+    with serving(folder, script=str(script)) as program, program.client() as client:
         created = client.post("/api/tasks", json={"title": "Buy groceries"})
         assert created.status_code == 201
         assert client.get(created.headers["Location"]).json() == created.json()
