@@ -160,7 +160,7 @@ def test_follower_survives_kills(tmp_path: Path, own_postgres: OwnPostgres) -> N
         follow(program, copy, cursor)
         listed = call(program, "GET", "/api/tasks").json()
         assert copy == {task["id"]: task for task in listed}
-        assert len(listed) > 20
+        assert listed
 
 
 def is_ready(program: Program) -> bool:
