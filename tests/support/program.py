@@ -104,7 +104,7 @@ def serving(
     folder: Path,
     *arguments: str,
     prelude: str | None = None,
-    script: Path | None = None,
+    script: str | None = None,
     **variables: str,
 ) -> Iterator[Program]:
     """Run `todo-api serve` in a folder on a free port, and end it afterwards.
@@ -115,7 +115,7 @@ def serving(
     log = (folder / "log").open("w")
     program = command("serve", "--port", "0", *arguments)
     if script is not None:
-        program[:3] = [str(script)]
+        program[:3] = [script]
     if prelude is not None:
         program[1:3] = ["-c", f"from todo_api import cli, server\n{prelude}\ncli.main()"]
     process = subprocess.Popen(
