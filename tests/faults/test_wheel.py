@@ -115,7 +115,7 @@ def test_wheel_serves_from_an_empty_environment(version: str, wheel: Path, tmp_p
     uv("venv", "--python", interpreter(version), tmp_path / "venv")
     uv("pip", "install", "--python", python, *ONLY_PINNED_WHEELS, wheel)
     uv("pip", "check", "--python", python)
-    script = python.with_name("todo-api")
+    script = str(python.with_name("todo-api"))
     printed = subprocess.run(
         [script, "--version"], env=environment(), capture_output=True, text=True, check=True
     )
