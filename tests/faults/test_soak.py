@@ -55,8 +55,8 @@ def run(module: str, *arguments: str) -> None:
 
 
 def test_excess_requests_are_refused_in_shape_and_never_reach_the_database() -> None:
-    # At this distance, the network and not the CPU limits the capacity, so another program that uses
-    # the CPU does not change how many requests are too many.
+    # At this distance, the network and not the CPU limits the capacity. So another program that
+    # uses the CPU does not change how many requests are too many.
     network = ("--milliseconds", "100", "--wait", "0.4")
     run("soak.load", "--seconds", "4", "--max-in-flight", "6", *network)
 
