@@ -42,7 +42,10 @@ def long_transaction(
     `outcome`, such as "nothing was backed up".
     """
     try:
-        with psycopg.connect(conninfo(url, direct=True)) as connection:
+        with (
+            psycopg.connect(conninfo(url, direct=True)) as connection,
+            _closed_if_stopped(connection),
+        ):
             if not prepare:
                 connection.prepare_threshold = None
             levels = psycopg.IsolationLevel
@@ -54,6 +57,19 @@ def long_transaction(
             yield connection
     except psycopg.Error as error:
         raise StartupError(_explain(error, outcome)) from error
+
+
+@contextmanager
+def _closed_if_stopped(connection: psycopg.Connection) -> Iterator[None]:
+    """Close the connection at a signal, so that PostgreSQL rolls back.
+
+    In the middle of a statement psycopg could not send the rollback, and would log that.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        connection.close()
+        raise
 
 
 def lift_timeouts(connection: psycopg.Connection) -> None:
