@@ -175,7 +175,7 @@ def test_docs_list_every_reason_of_a_field() -> None:
 
 
 def test_docs_link_only_to_existing_files() -> None:
-    for paper in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    for paper in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", paper.read_text()):
             assert (paper.parent / target).exists(), f"{paper.name}: {target}"
 

