@@ -10,7 +10,7 @@ import pytest
 
 from todo_api.app import create_app
 from todo_api.http.openapi import HEADERS, error_classes
-from todo_api.http.routing import PrivateRoute
+from todo_api.http.routing import ServiceRoute
 from todo_api.settings import _SENTENCES, Settings, variables
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def test_routes_are_the_documented_ones() -> None:
 
 
 def test_routes_without_a_token_are_documented() -> None:
-    paths = {route.path for route in APP.routes if not isinstance(route, PrivateRoute)}
+    paths = {route.path for route in APP.routes if isinstance(route, ServiceRoute)}
     for path in paths:
         if not path.startswith("/docs/"):  # files of the page
             assert re.search(rf"`(GET )?{re.escape(path)}`", section("api", "## Routes")), path
