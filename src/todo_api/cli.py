@@ -1,4 +1,7 @@
-"""The todo-api program."""
+"""The todo-api program.
+
+A command imports what it alone needs, so that the others start quickly.
+"""
 
 import asyncio
 import gc
@@ -56,9 +59,9 @@ cli = typer.Typer(
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        from importlib.metadata import version  # noqa: PLC0415
+        from importlib.metadata import version
 
-        print(f"todo-api {version('todo-api')}")  # noqa: T201
+        print(f"todo-api {version('todo-api')}")
         raise typer.Exit
 
 
@@ -109,8 +112,8 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Number of processes.")] = None,
 ) -> None:
     """Serve the API. Flags win over the environment."""
-    from todo_api import server  # noqa: PLC0415  commands that do not serve start without it
-    from todo_api.http.logs import configure_logging  # noqa: PLC0415
+    from todo_api import server
+    from todo_api.http.logs import configure_logging
 
     settings = Settings.load(host=host, port=port, workers=workers)
     configure_logging(settings)
@@ -137,12 +140,12 @@ def migrate(
     ] = False,
 ) -> None:
     """Bring the database to the newest schema."""
-    from todo_api.database import citus, migrations  # noqa: PLC0415
+    from todo_api.database import citus, migrations
 
     if sql:
         migrations.print_sql()
         if on_citus:
-            print(";\n\n".join(citus.statements()) + ";")  # noqa: T201
+            print(";\n\n".join(citus.statements()) + ";")
         return
     with _database(Settings.load()) as url:
         migrations.migrate(url)
@@ -156,11 +159,11 @@ def restored() -> None:
 
     Run this after a restored backup or a failover that lost commits, before serving again.
     """
-    from todo_api.database.restored import lift_versions  # noqa: PLC0415
+    from todo_api.database.restored import lift_versions
 
     with _database(Settings.load()) as url:
         users = lift_versions(url)
-    print(f"Lifted the versions of {users} users above all that were given out before.")  # noqa: T201
+    print(f"Lifted the versions of {users} users above all that were given out before.")
 
 
 @cli.command(epilog=_examples("backup tasks.backup"))
@@ -168,7 +171,7 @@ def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file. It must not exist.")],
 ) -> None:
     """Write all data to a file, as it is at one moment. The service can run meanwhile."""
-    from todo_api.database.backup import back_up  # noqa: PLC0415
+    from todo_api.database.backup import back_up
 
     with (
         console.new_file(file) as written,
@@ -176,7 +179,7 @@ def backup(
         console.Progress("rows") as progress,
     ):
         rows = back_up(url, written, progress.advance)
-    print(f"Backed up {_counted(rows, 'row')}.")  # noqa: T201
+    print(f"Backed up {_counted(rows, 'row')}.")
 
 
 @cli.command(epilog=_examples("restore tasks.backup"))
@@ -184,7 +187,7 @@ def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of `todo-api backup`.")],
 ) -> None:
     """Load a backup into an empty database, all of it or nothing."""
-    from todo_api.database import backup, migrations  # noqa: PLC0415
+    from todo_api.database import backup, migrations
 
     settings = Settings.load()
     with (
@@ -198,7 +201,7 @@ def restore(
         rows = backup.restore(url, read, progress.advance)
         if settings.auto_migrate:
             _migrate(url)
-    print(f"Restored {_counted(rows, 'row')}.")  # noqa: T201
+    print(f"Restored {_counted(rows, 'row')}.")
 
 
 _Format = Annotated[
@@ -217,7 +220,7 @@ def export_tasks(
     form: _Format = None,
 ) -> None:
     """Write a user's tasks as they are at one moment, a task on each line."""
-    from todo_api.tasks.transfer import Transfer  # noqa: PLC0415
+    from todo_api.tasks.transfer import Transfer
 
     owner = _named_by_operator(user)
     settings = Settings.load()
@@ -229,7 +232,7 @@ def export_tasks(
     ):
         transfer = Transfer(owner, url, settings)
         number = transfer.export_tasks(written, form or _format(file), progress.advance)
-    print(f"Exported {_counted(number, 'task')}.", file=sys.stderr)  # noqa: T201
+    print(f"Exported {_counted(number, 'task')}.", file=sys.stderr)
 
 
 @cli.command(
@@ -248,7 +251,7 @@ def import_tasks(
     ] = None,
 ) -> None:
     """Make a user's tasks from a file, all of them or none. A repeat makes no task twice."""
-    from todo_api.tasks.transfer import Source, Transfer  # noqa: PLC0415
+    from todo_api.tasks.transfer import Source, Transfer
 
     owner = _named_by_operator(user)
     settings = Settings.load()
@@ -261,7 +264,7 @@ def import_tasks(
             count = transfer.check_tasks(tasks, progress.advance)
         with console.Progress(f"of {count:,} tasks imported") as progress:
             made, known = transfer.import_tasks(tasks, count, progress.advance)
-    print(f"Imported {_counted(made, 'task')}, {known:,} were there already.")  # noqa: T201
+    print(f"Imported {_counted(made, 'task')}, {known:,} were there already.")
 
 
 def _counted(number: int, thing: str) -> str:
@@ -273,7 +276,7 @@ def _format(file: Path | None) -> Literal["jsonl", "csv"]:
 
 
 def _named_by_operator(user: str) -> "Owner":
-    from todo_api.auth.owner import named_by_operator  # noqa: PLC0415
+    from todo_api.auth.owner import named_by_operator
 
     try:
         return named_by_operator(user, time.time())
@@ -298,7 +301,7 @@ def token(
     lifetime = _seconds(expires_in)
     if not is_subject(user):
         raise _not_a_user()
-    print(development.token(settings, user, lifetime=lifetime, email=email))  # noqa: T201
+    print(development.token(settings, user, lifetime=lifetime, email=email))
 
 
 @cli.command(epilog=_examples("check", "check --json"))
@@ -310,7 +313,7 @@ def check(
     found = asyncio.run(_findings())
     ok = all(finding.status != "failure" for finding in found)
     if as_json:
-        print(json.dumps({"ok": ok, "checks": [asdict(each) for each in found]}, indent=2))  # noqa: T201
+        print(json.dumps({"ok": ok, "checks": [asdict(each) for each in found]}, indent=2))
     else:
         for each in found:
             status = typer.style(f"{each.status:8}", fg=_COLORS[each.status])
@@ -319,7 +322,7 @@ def check(
 
 
 async def _findings() -> "list[Finding]":
-    from todo_api import check  # noqa: PLC0415
+    from todo_api import check
 
     try:
         settings = Settings.load()
@@ -333,10 +336,10 @@ async def _findings() -> "list[Finding]":
 @cli.command(epilog=_examples("openapi > openapi.json"))
 def openapi() -> None:
     """Print the OpenAPI document."""
-    from todo_api.app import create_app  # noqa: PLC0415
+    from todo_api.app import create_app
 
     app = create_app(Settings.model_construct(), "postgresql://")
-    print(json.dumps(app.openapi(), indent=2))  # noqa: T201
+    print(json.dumps(app.openapi(), indent=2))
 
 
 @contextmanager
@@ -345,7 +348,7 @@ def _database(settings: Settings) -> Iterator[str]:
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
         return
-    from todo_api.database import embedded  # noqa: PLC0415
+    from todo_api.database import embedded
 
     embedded.forget_libpq_variables()
     with embedded.EmbeddedPostgres.start(settings.data_dir / "postgres") as server:
@@ -354,7 +357,7 @@ def _database(settings: Settings) -> Iterator[str]:
 
 def _migrate(url: str) -> None:
     if schema.current(url) != schema.newest():
-        from todo_api.database import migrations  # noqa: PLC0415  Alembic, seldom needed
+        from todo_api.database import migrations
 
         migrations.migrate(url)
 
@@ -377,7 +380,7 @@ def _greeting(settings: Settings, listener: "socket", place: str) -> str:
 def _print_or_discard(text: str) -> None:
     """Print a text; if that is impossible, the service runs without it."""
     try:
-        print(text, end="", flush=True)  # noqa: T201
+        print(text, end="", flush=True)
     except OSError:
         console.discard_output()
 
