@@ -48,22 +48,24 @@ class KnownOwners:
     def __contains__(self, owner_id: str) -> bool:
         return owner_id in self._versions
 
-    def add(self, owner_id: str, version: int | None = None) -> None:
-        """Remember an owner. None is a version that this process has not seen.
+    def add(self, owner_id: str, version: int) -> None:
+        """Remember an owner and their latest version. An earlier one that comes later is ignored.
 
         If there is no room, forget the owner known for longest.
         """
         if owner_id not in self._versions and len(self._versions) >= MAXIMUM_OWNERS:
             del self._versions[next(iter(self._versions))]
-        self._versions[owner_id] = version
+        self._versions[owner_id] = max(self._versions.get(owner_id) or 0, version)
 
     def has(self, owner_id: str, version: int) -> bool:
         """Return whether this is the version that this process saw last."""
         return self._versions.get(owner_id) == version
 
-    def forget_version(self, owner_id: str) -> None:
-        """Forget the version of an owner who has written."""
-        if owner_id in self._versions:
+    def has_written(self, owner_id: str, version: int | None) -> None:
+        """Remember the version of a write, or that it is unknown. A write need not show a new one."""
+        if version and version > (self._versions.get(owner_id) or 0):
+            self.add(owner_id, version)
+        elif owner_id in self._versions:
             self._versions[owner_id] = None
 
     def discard(self, owner_id: str) -> None:
@@ -247,7 +249,6 @@ class OwnedTasks:
             first = statements.add_first_task()
             write = self._write(first, new, condition, continues=is_known)
             rows = await self._explained(write)
-            self._known_owners.add(self.owner.id)
         return rows[0]
 
     async def change(
@@ -293,8 +294,7 @@ class OwnedTasks:
             rows = await self._explained(write)
         except TaskNotFound as error:
             raise await self._why_refused(operations, error.operation or 0) from error
-        self._on_written()
-        return retry.unpack(rows) if retry else rows
+        return self._written(retry.unpack(rows) if retry else rows)
 
     @staticmethod
     def _call(operation: Operation, terms: statements.Terms, given: dict[str, object]) -> Call:
@@ -401,12 +401,14 @@ class OwnedTasks:
         if cleaning := _cleaning(now):
             statement = statement.after(*statement.first, *cleaning)
         rows = await self._database.run(self.owner.id, statement, given, continues=continues)
-        self._on_written()
-        return retry.unpack(rows) if retry else rows
+        return self._written(retry.unpack(rows) if retry else rows)
 
-    def _on_written(self) -> None:
-        self._known_owners.forget_version(self.owner.id)
+    def _written(self, rows: Rows) -> Rows:
+        """Wake the waiting requests, and remember the version of the last row, if it is a task."""
+        is_task = rows and rows[-1].startswith(b"{")
+        self._known_owners.has_written(self.owner.id, version_of(rows[-1]) if is_task else None)
         self.waiters.wake(self.owner.id)
+        return rows
 
     def _common(self, now: int, retry: Retry | None) -> dict[str, object]:
         """Return the values of every write."""
