@@ -62,7 +62,7 @@ class KnownOwners:
         return self._versions.get(owner_id) == version
 
     def has_written(self, owner_id: str, version: int | None) -> None:
-        """Remember the version of a write, or that it is unknown. A write need not show a new one."""
+        """Remember the version of a write, or that it is unknown. A write may show none."""
         if version and version > (self._versions.get(owner_id) or 0):
             self.add(owner_id, version)
         elif owner_id in self._versions:
