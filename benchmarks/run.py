@@ -34,8 +34,9 @@ one machine with {cores} cores. Of {rows:,} users, {users} send requests. All se
  embedded
 PostgreSQL, without fsync. The code is in `benchmarks/`.
 
-The second and later tables are from an earlier day, before the schema had versions. *Same
-guarantee* in them is Fastify with row security and a check for erased accounts.
+The second to fourth tables are from an earlier day, before the schema had versions. *Same
+guarantee* in them is Fastify with row security and a check for erased accounts. The last table is
+of one round, from a later day than the first.
 """
 # Delete the last paragraph after the next complete run, because all tables are new then.
 
