@@ -53,7 +53,7 @@ def main() -> None:
         _wait_for(f"http://127.0.0.1:{api}/readyz", processes[1])
         print(f"http://localhost:{front_end}", flush=True)
         while all(process.poll() is None for process in processes):
-            time.sleep(0.2)
+            time.sleep(0.2)  # another process has no event to wait for
     raise StartupError(f"a part of the demo has ended; see the logs in {DATA}")
 
 
@@ -112,7 +112,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
             with urllib.request.urlopen(url, timeout=START_SECONDS):
                 return
         except OSError:
-            time.sleep(0.1)
+            time.sleep(0.1)  # another process has no event to wait for
     raise StartupError(f"the demo does not start; see the logs in {DATA}")
 
 
