@@ -205,13 +205,13 @@ class Client(Caller):
     ) -> tuple[int | None, dict[str, str], Statuses]:
         """Choose an `If-Match` or none. Return its version, the header and the statuses."""
         chosen = self._random.random()
-        if chosen < 0.4:  # noqa: PLR2004
+        if chosen < 0.4:  # noqa: PLR2004  a share
             statuses = {success} if task.is_certain else {success, 412}
             return task.version, {"If-Match": f'"{task.version}"'}, statuses
-        if chosen < 0.6 and task.former_versions:  # noqa: PLR2004
+        if chosen < 0.6 and task.former_versions:  # noqa: PLR2004  a share
             stale = self._random.choice(task.former_versions)
             return stale, {"If-Match": f'"{stale}"'}, {412}
-        return None, {"If-Match": "*"} if chosen > 0.95 else {}, {success}  # noqa: PLR2004
+        return None, {"If-Match": "*"} if chosen > 0.95 else {}, {success}  # noqa: PLR2004  a share
 
     def _maybe_key(self) -> dict[str, str]:
         if self._chance(0.5):

@@ -176,7 +176,7 @@ async def test_walk_shows_each_steady_task_once_and_in_order_while_others_write(
     async with asyncio.TaskGroup() as group:
         end = asyncio.Event()
         for seed in range(2):
-            group.create_task(keep_writing(service, Random(seed), end))  # noqa: S311
+            group.create_task(keep_writing(service, Random(seed), end))  # noqa: S311  repeatable
         for _ in range(WALKS):
             filters = made_up_filters(draw)
             matching = [task for task in steady.values() if selects(filters, task)]

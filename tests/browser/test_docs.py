@@ -221,7 +221,7 @@ async def test_pages_follow_the_colours_of_the_system(
         for part in (".guide", ".opblock-tag", ".opblock-summary-path", ".opblock-summary-control"):
             await assert_colours(page, part, scheme)
         other = "dark" if scheme == "light" else "light"
-        await page.emulate_media(color_scheme=other)  # type: ignore[arg-type]
+        await page.emulate_media(color_scheme=other)  # type: ignore[arg-type]  # a str
         await assert_colours(page, ".opblock-summary-path", other)
 
 

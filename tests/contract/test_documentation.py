@@ -402,7 +402,7 @@ async def test_followers_lose_no_edit_and_agree_at_last(
 
     In the end each word is in the database once, or in a conflict, or its task is deleted.
     """
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)  # noqa: S311  a repeatable test
     titles: dict[str, str] = {}
     deleted: set[str] = set()
     for _ in range(12):

@@ -7,7 +7,6 @@ import json
 import signal
 import stat
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from sqlmodel import SQLModel
 
 from support.program import command, environment, run, serving
 from support.service import SECRET, token
-from support.waiting import LIMIT
+from support.waiting import LIMIT, wait_for
 from todo_api.database import migrations, schema
 from todo_api.database.backup import FORMAT_VERSION, MAXIMUM_LINE, TABLES, back_up, restore
 from todo_api.errors import StartupError
@@ -76,7 +75,7 @@ def fill(url: str, users: int = 3) -> None:
 def content(url: str) -> dict[str, list[Any]]:
     with psycopg.connect(url) as connection:
         return {
-            table: connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()  # noqa: S608
+            table: connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()  # noqa: S608  names of this module
             for table in TABLES
         }
 
@@ -282,7 +281,7 @@ def test_a_database_with_a_row_is_refused(table: str, database_url: str, copy_ur
         before = TABLES[: TABLES.index(table)]
         connection.execute("ALTER TABLE tasks DROP CONSTRAINT tasks_user")
         for each in before:
-            connection.execute(f"DELETE FROM {each}")  # noqa: S608
+            connection.execute(f"DELETE FROM {each}")  # noqa: S608  names of this module
     found = content(copy_url)
     with pytest.raises(StartupError, match=f"^DATABASE_URL: the table {table} has rows"):
         restore(copy_url, io.BytesIO(file), nothing)
@@ -472,9 +471,7 @@ def blocked(
         try:
             with psycopg.connect(url, autocommit=True) as watch:
                 waits = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'tasks'::regclass"
-                end = time.monotonic() + 30
-                while not watch.execute(waits).rowcount:
-                    assert time.monotonic() < end
+                wait_for(lambda: watch.execute(waits).rowcount)
             yield process, lock
         finally:
             process.kill()

@@ -115,9 +115,9 @@ def fold(text: str) -> str:
     return _OTHER_LETTER.sub(lambda found: _OTHER_LETTERS[found[0]], base.casefold())
 
 
-def words(text: str) -> str:
+def words(text: str) -> list[str]:
     """Return the folded words of a text, each once. A search looks inside single words only."""
-    return " ".join(dict.fromkeys(fold(text).split()))
+    return list(dict.fromkeys(fold(text).split()))
 
 
 def _without_marks(text: str) -> str:
@@ -211,7 +211,10 @@ FIELDS = (
         answer=str | None,
         example="Oat milk, bread",
         body=Description,
-        columns=lambda text: {"description": text, "description_key": text and words(text)},
+        columns=lambda text: {
+            "description": text,
+            "description_key": text and " ".join(words(text)),
+        },
         label="Description",
     ),
     TaskField(

@@ -24,7 +24,7 @@ from todo_api.tasks import statements
 from todo_api.tasks.changes import ChangesPage, Cursor
 from todo_api.tasks.fields import DEFAULTS
 from todo_api.tasks.model import EMAIL_LENGTH
-from todo_api.tasks.query import Position, direction, read_cursor, status, words
+from todo_api.tasks.query import Position, direction, read_cursor, search_words, status
 from todo_api.tasks.schemas import TaskQuery
 from todo_api.tasks.waiting import Waiters
 
@@ -441,7 +441,7 @@ def _filters(query: TaskQuery) -> dict[str, object]:
         "due_from": query.due_from,
         "due_before": query.due_before,
         "without_due_date": query.due == "none",
-        "words": words(query),
+        "words": search_words(query),
         "count": query.count,
         "limit": query.limit and query.limit + 1,
     }

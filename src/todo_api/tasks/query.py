@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 from starlette.requests import Request
 
 from todo_api.errors import InvalidParameter
-from todo_api.tasks.fields import MAXIMUM_ID, PRIORITIES, Status, fold, read_due_date
+from todo_api.tasks.fields import MAXIMUM_ID, PRIORITIES, Status, fold, read_due_date, words
 from todo_api.tasks.schemas import MAXIMUM_LIMIT, SEARCH_LENGTH, Order, Sort, TaskQuery
 
 _DIGEST_BYTES = 12
@@ -49,9 +49,9 @@ def status(query: TaskQuery) -> Status | None:
     return _STATUSES.get(query.status)
 
 
-def words(query: TaskQuery) -> list[str]:
+def search_words(query: TaskQuery) -> list[str]:
     """Return the folded words that a task must contain, each once, the rarest probably first."""
-    return sorted(set(fold(query.q or "").split()), key=len, reverse=True)
+    return sorted(words(query.q or ""), key=len, reverse=True)
 
 
 def position(task: bytes, query: TaskQuery) -> Position:
@@ -202,7 +202,7 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def _search(name: str, text: str) -> str:
-    if len(text) > SEARCH_LENGTH or _NO_TEXT.search(text) or not fold(text).split():
+    if len(text) > SEARCH_LENGTH or _NO_TEXT.search(text) or not words(text):
         raise _invalid(name, f"at least one word, and at most {SEARCH_LENGTH} characters")
     return text
 

@@ -71,7 +71,7 @@ class Transfer:
             listing = statements.list_tasks(None, "created", "asc")
             rows = transaction.stream(listing, {"known_version": None})
             next(rows)  # the version of the list
-            for number, _ in enumerate(files.write(rows, file, form), 1):  # noqa: B007
+            for number, _ in enumerate(files.write(rows, file, form), 1):  # noqa: B007  the last number
                 advance(1)
         return number
 
