@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -18,6 +19,8 @@ from todo_api.database.embedded import EmbeddedPostgres
 
 numbers = count(1)
 
+# A shell lets its background jobs ignore Ctrl-C, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW_FOLDERS = {"contract", "faults"}
 

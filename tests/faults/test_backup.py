@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from sqlmodel import SQLModel
 
-from support.program import command, environment, run, serving
+from support.program import begun, command, environment, run, serving, stop
 from support.service import SECRET, token
 from support.waiting import LIMIT, wait_for
 from todo_api.database import migrations, schema
@@ -460,22 +460,13 @@ def blocked(
     fill(url)
     with psycopg.connect(url) as lock:
         lock.execute("LOCK TABLE tasks")
-        process = subprocess.Popen(
-            command(*arguments),
-            cwd=folder,
-            env=environment(**at(url)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            with psycopg.connect(url, autocommit=True) as watch:
-                waits = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'tasks'::regclass"
-                wait_for(lambda: watch.execute(waits).rowcount)
+        with (
+            begun(folder, *arguments, **at(url)) as process,
+            psycopg.connect(url, autocommit=True) as watch,
+        ):
+            waits = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'tasks'::regclass"
+            wait_for(lambda: watch.execute(waits).rowcount)
             yield process, lock
-        finally:
-            process.kill()
-            process.communicate()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -484,9 +475,7 @@ def test_a_stopped_backup_leaves_no_file(
 ) -> None:
     with blocked(folder, database_url, "backup", "tasks.backup") as (process, _):
         assert names(folder)
-        process.send_signal(number)
-        output, errors = process.communicate(timeout=30)
-    assert (process.returncode, output, errors) == (code, "", "")
+        assert stop(process, number) == (code, "", "")
     assert not names(folder)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from support.program import command, environment, run, serving
+from support.program import begun, command, environment, run, serving, stop
 from support.service import SECRET, Service, bearer, settings, token
 from support.waiting import wait_for, waiting_for_locks
 from todo_api.auth.owner import named_by_operator
@@ -446,22 +446,12 @@ def test_a_stopped_import_leaves_nothing(
     sql: psycopg.Connection,
 ) -> None:
     (folder / "tasks.jsonl").write_text('{"title": "a"}\n')
-    with locked(database_url) as is_waiting:
-        process = subprocess.Popen(
-            command("import", "ann", "tasks.jsonl"),
-            cwd=folder,
-            env=environment(**at(database_url)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            wait_for(is_waiting)
-            process.send_signal(number)
-            output, errors = process.communicate(timeout=30)
-        finally:
-            process.kill()
-    assert (process.returncode, output, errors) == (code, "", "")
+    with (
+        locked(database_url) as is_waiting,
+        begun(folder, "import", "ann", "tasks.jsonl", **at(database_url)) as process,
+    ):
+        wait_for(is_waiting)
+        assert stop(process, number) == (code, "", "")
     assert sql.execute("SELECT FROM tasks").rowcount == 0
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx2
 import psutil
 
+from support.waiting import LIMIT
+
 
 class Program:
     """A running `todo-api serve`."""
@@ -59,7 +61,7 @@ class Program:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(LIMIT)
 
 
 def find_unused_port() -> int:
@@ -91,12 +93,37 @@ def run(
         env=environment(**variables),
         input=given.encode(),
         capture_output=True,
-        timeout=60,
+        timeout=LIMIT,
         check=False,
     )
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
+
+
+@contextmanager
+def begun(folder: Path, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Begin a command of the program in a folder, and end it afterwards."""
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stop(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str, str]:
+    """Send a signal to a command, and return its exit code, output and errors."""
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=LIMIT)
+    return process.returncode, output, errors
 
 
 @contextmanager
