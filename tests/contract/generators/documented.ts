@@ -2,7 +2,7 @@
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import {
   api, call, follow, follower, pages, Refused, refreshing, save, searching, send, write,
-  type Batch, type Changes, type Conflict, type Operation, type Task,
+  type Batch, type Changes, type Edit, type Operation, type Task,
 } from "./documentation.js";
 
 const create = (task: { title: string }): Promise<Task> => write("POST", "/api/tasks", task);
@@ -125,8 +125,8 @@ const scenes: Record<string, (...words: string[]) => Promise<unknown>> = {
 
   /** A page that opens on what an earlier one has stored, and closes after the steps. */
   async page(name = "", steps = "[]") {
-    let shown: [tasks: Task[], conflicts: Conflict[]] = [[], []];
-    const { edit, settle, sync } = follower(name, fileStorage, (...news) => (shown = news));
+    let shown: [tasks: Task[], refused: Edit[]] = [[], []];
+    const { edit, drop, sync } = follower(name, fileStorage, (...news) => (shown = news));
     let failure: string | null = null;
     const read = new Map(shown[0].map((task) => [task.title, task]));
     const actions: Record<string, (...step: Step) => unknown> = {
@@ -138,16 +138,25 @@ const scenes: Record<string, (...words: string[]) => Promise<unknown>> = {
       /** As a form does that was opened with the page. */
       "change as read": (_, title, changes) => edit(changes ?? {}, read.get(title)),
       delete: (_, title) => edit(null, task(title)),
-      "keep mine": (_, title) => settle(conflict(title), true),
-      "keep theirs": (_, title) => settle(conflict(title), false),
+      "keep mine": (_, title) => {
+        const { edit: refused, mine, theirs } = conflict(title);
+        drop(refused);
+        edit(theirs ? refused.changes : mine ?? null, theirs);
+      },
+      "keep theirs": (_, title) => drop(conflict(title).edit),
       sync: () => sync().catch((error) => (failure = error.message)),
     };
     const task = (title: string): Task => found(shown[0].find((each) => each.title === title));
-    const conflict = (title: string): Conflict => found(
-      shown[1].find(({ mine, theirs }) => [mine?.title, theirs?.title].includes(title)),
+    const conflicts = () => shown[1].map((refused) => ({
+      edit: refused,
+      mine: refused.changes ? { ...refused.task, ...refused.changes } : undefined,
+      theirs: shown[0].find(({ id }) => id === refused.task.id),
+    }));
+    const conflict = (title: string) => found(
+      conflicts().find(({ mine, theirs }) => [mine?.title, theirs?.title].includes(title)),
     );
     for (const step of JSON.parse(steps) as Step[]) await found(actions[step[0]])(...step);
-    return { tasks: shown[0], conflicts: shown[1], failure };
+    return { tasks: shown[0], conflicts: conflicts(), failure };
   },
 
   /** Two windows: one waits for news, and its user edits meanwhile. */
@@ -160,10 +169,12 @@ const scenes: Record<string, (...words: string[]) => Promise<unknown>> = {
     if (!first || !second) throw new Error("there are two windows");
     await first.sync();
     const asked = nextRequest();
-    const waiting = first.sync(60);
+    const edited = new AbortController();
+    const waiting = first.sync(60, edited.signal);
     await asked;
     first.edit({ title: "mine" });
-    await waiting;
+    edited.abort();
+    await waiting.catch(() => first.sync());
     await second.sync();
     const before = titles[1];
     const news = first.sync(60);
