@@ -148,9 +148,10 @@ def migrate(
             print(";\n\n".join(citus.statements()) + ";")
         return
     with _database(Settings.load()) as url:
-        migrations.migrate(url)
+        migrations.migrate(url, applied=lambda revision: print(f"Ran revision {revision}."))
         if on_citus:
             citus.distribute(url)
+    print("The schema is up to date.")
 
 
 @cli.command(epilog=_examples("restored"))

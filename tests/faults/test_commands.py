@@ -14,8 +14,10 @@ import typer.main
 from support.program import command, environment, run
 from support.service import SECRET
 from todo_api.cli import cli
+from todo_api.database import migrations
 
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+REVISIONS = Path(migrations.__file__).parent / "versions"
 GROUP: Any = typer.main.get_command(cli)
 COMMANDS = sorted(GROUP.commands)
 ESCAPE = "\x1b["
@@ -93,6 +95,16 @@ def test_colours_are_only_on_a_terminal(tmp_path: Path, database_url: str) -> No
     assert plain.stdout.startswith("ok       ")
     assert ESCAPE not in plain.stdout + plain.stderr
     assert ESCAPE in on_terminal(tmp_path, "--help")
+
+
+def test_migrate_says_what_it_runs(tmp_path: Path, empty_database_url: str) -> None:
+    there = {"DATABASE_URL": empty_database_url, "BETTER_AUTH_SECRET": SECRET}
+    first, second = (run(tmp_path, "migrate", **there) for _ in range(2))
+    *ran, last = first.stdout.splitlines()
+    revisions = sorted(file.name[:4] for file in REVISIONS.glob("0*.py"))
+    assert ran == [f"Ran revision {revision}." for revision in revisions]
+    assert second.stdout.splitlines() == [last] == ["The schema is up to date."]
+    assert first.stderr + second.stderr == ""
 
 
 def completed(folder: Path, *words: str) -> list[str]:

@@ -1,11 +1,13 @@
 """The schema's migrations, inside the package so that an installed wheel can run them."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from alembic import command
 from alembic.config import Config
-from alembic.migration import MigrationContext
+from alembic.runtime.migration import MigrationContext, MigrationInfo
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, MetaData, NullPool, create_engine, text
@@ -30,13 +32,20 @@ def configuration(connection: Connection | None = None, metadata: MetaData | Non
     return config
 
 
-def migrate(url: str, revision: str = "head") -> None:
+def migrate(
+    url: str, revision: str = "head", applied: Callable[[str], object] = lambda _revision: None
+) -> None:
     """Bring the schema to a revision, in one transaction. Raises `StartupError`.
 
+    Calls `applied` with each revision, before the transaction is committed.
     Processes that start together wait for each other. A schema that is newer than this program
     stays as it is, because the old program runs on it during a rolling update.
     """
     engine = _engine(url)
+
+    def on_version_apply(*, step: MigrationInfo, **_: Any) -> None:
+        applied(str(step.up_revision_id))
+
     try:
         with engine.begin() as connection:
             _refuse_other_encoding(connection)
@@ -46,7 +55,9 @@ def migrate(url: str, revision: str = "head") -> None:
             connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
             connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
             if not _is_newer(connection):
-                command.upgrade(configuration(connection), revision)
+                settings = configuration(connection)
+                settings.attributes["on_version_apply"] = on_version_apply
+                command.upgrade(settings, revision)
     except DBAPIError as error:
         raise StartupError(_explain(error)) from error
 

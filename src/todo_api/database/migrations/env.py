@@ -19,6 +19,7 @@ else:
         target_metadata=metadata,
         include_name=is_ours,
         compare_server_default=True,
+        on_version_apply=settings.get("on_version_apply", ()),
     )
 with context.begin_transaction():
     context.run_migrations()
