@@ -116,6 +116,7 @@ def serve(
     from todo_api.http.logs import configure_logging
 
     settings = Settings.load(host=host, port=port, workers=workers)
+    settings.require_keys()
     configure_logging(settings)
     server.warn(settings)
     with (
@@ -327,6 +328,7 @@ async def _findings() -> "list[Finding]":
 
     try:
         settings = Settings.load()
+        settings.require_keys()
         with _database(settings) as url:
             with_secret = development.with_secret(settings)
             return await check.findings(with_secret, url)

@@ -275,6 +275,13 @@ class Settings(BaseSettings):
             self.database_url or self.better_auth_url or self.better_auth_secret
         )
 
+    def require_keys(self) -> None:
+        """Raise `StartupError` if no token could be verified. A migration needs no key."""
+        if not (self.development or self.better_auth_url or self.better_auth_secret):
+            raise StartupError(
+                "BETTER_AUTH_URL: set it, or BETTER_AUTH_SECRET, so that tokens can be verified"
+            )
+
     def warnings(self) -> list[str]:
         """Return a line for each setting that is probably not meant so."""
         found = []
@@ -330,11 +337,6 @@ class Settings(BaseSettings):
             raise _wrong(
                 "must be set beside BETTER_AUTH_JWKS_URL, "
                 "because tokens are checked against its origin",
-                variable="BETTER_AUTH_URL",
-            )
-        if self.database_url and not (self.better_auth_url or self.better_auth_secret):
-            raise _wrong(
-                "set it, or BETTER_AUTH_SECRET, so that tokens can be verified",
                 variable="BETTER_AUTH_URL",
             )
         if self.development and not is_loopback(self.host):

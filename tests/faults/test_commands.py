@@ -98,13 +98,22 @@ def test_colours_are_only_on_a_terminal(tmp_path: Path, database_url: str) -> No
 
 
 def test_migrate_says_what_it_runs(tmp_path: Path, empty_database_url: str) -> None:
-    there = {"DATABASE_URL": empty_database_url, "BETTER_AUTH_SECRET": SECRET}
+    there = {"DATABASE_URL": empty_database_url}
     first, second = (run(tmp_path, "migrate", **there) for _ in range(2))
     *ran, last = first.stdout.splitlines()
     revisions = sorted(file.name[:4] for file in REVISIONS.glob("0*.py"))
     assert ran == [f"Ran revision {revision}." for revision in revisions]
     assert second.stdout.splitlines() == [last] == ["The schema is up to date."]
     assert first.stderr + second.stderr == ""
+
+
+def test_check_asks_for_a_key_that_migrate_does_not_need(tmp_path: Path, database_url: str) -> None:
+    refused = run(tmp_path, "check", DATABASE_URL=database_url)
+    assert refused.returncode == 1
+    assert refused.stdout == (
+        "failure  settings: BETTER_AUTH_URL: set it, or BETTER_AUTH_SECRET, "
+        "so that tokens can be verified\n"
+    )
 
 
 def completed(folder: Path, *words: str) -> list[str]:

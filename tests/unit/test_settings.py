@@ -273,7 +273,6 @@ WRONG: list[tuple[str, dict[str, str]]] = [
         {"BETTER_AUTH_URL": "https://a.example", "BETTER_AUTH_JWKS_URL": "http://hunter2.example"},
     ),
     ("BETTER_AUTH_URL", {"BETTER_AUTH_JWKS_URL": "https://hunter2.example/jwks"}),
-    ("BETTER_AUTH_URL", {"DATABASE_URL": DATABASE}),
     ("HOST", {"HOST": "0.0.0.0"}),  # noqa: S104
     ("PORT", {"PORT": "hunter2"}),
     ("PORT", {"PORT": "65536"}),
