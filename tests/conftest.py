@@ -22,6 +22,9 @@ numbers = count(1)
 # A shell lets its background jobs ignore Ctrl-C, and what tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+ROOM = 2e9
+"""Bytes for the databases of a run with many processes."""
+
 SLOW_FOLDERS = {"contract", "faults"}
 
 
@@ -47,12 +50,22 @@ def _no_settings_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="session")
 def run_folder() -> Iterator[Path]:
     """A folder of this run, with a short path, which every account can enter."""
-    place, prefix = Path("/tmp"), "todo-api-tests-"  # noqa: S108 - mkdtemp
+    place, prefix = quickest_place(), "todo-api-tests-"
     temporary.remove_abandoned(place, prefix)  # runs that were killed
     folder, lock = temporary.make_locked(place, prefix)
     yield folder
     shutil.rmtree(folder)
     os.close(lock)
+
+
+def quickest_place() -> Path:
+    """Return the memory, if it has room, where a database is made in 6 ms and not in 40.
+
+    A container may have only 64 MB of it.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp
+    has_room = memory.is_dir() and shutil.disk_usage(memory).free > ROOM
+    return memory if has_room else Path("/tmp")  # noqa: S108 - mkdtemp
 
 
 @pytest.fixture(scope="session")

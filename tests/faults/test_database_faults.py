@@ -52,7 +52,16 @@ EVERY_TASK_ROUTE = [
     for prefix in ("/api", "/api/alice")
     for verb, path, body in TASK_ROUTES
 ]
-SECRETS = ("postgres", "psycopg", "SQLSTATE", "Traceback", "/tmp", ".s.PGSQL", "127.0.0.1")  # noqa: S108
+SECRETS = (
+    "postgres",
+    "psycopg",
+    "SQLSTATE",
+    "Traceback",
+    "/tmp",
+    "/dev/shm",
+    ".s.PGSQL",
+    "127.0.0.1",
+)  # noqa: S108
 
 
 @pytest.fixture(scope="module")
