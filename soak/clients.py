@@ -336,6 +336,9 @@ class Client(Caller):
         """Check which operation failed: the one that must, or one with an unknown outcome."""
         number = answer.json().get("operation")
         if number in failing and steps[number].status == answer.status_code:
+            was_begun = answer.status_code != HTTPStatus.BAD_REQUEST
+            if was_begun and any(step.title for step in steps[:number]):
+                self._ledger.events["batches undone"] += 1
             return
         step = steps[number] if number in range(len(steps)) else None
         if step and step.task and step.write and not step.task.is_certain:

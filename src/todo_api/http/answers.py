@@ -152,12 +152,23 @@ class Errors:
                 raise context.refusal  # noqa: TRY301  answered like any other error
             await self._app(scope, receive, send)
         except (Exception, CancelledError) as error:  # noqa: BLE001  every one ends here
-            ours = _as_ours(error, context.request_id)
-            context.error = type(ours).__name__
-            context.reason = ours.reason or context.reason
-            if not context.status:
-                response = await self._handled(error, Request(scope)) or error_answer(ours)
+            if response := await self._answer(error, scope, context):
                 await response(scope, receive, send)
+
+    async def _answer(
+        self, error: BaseException, scope: Scope, context: RequestContext
+    ) -> Response | None:
+        """Note the error, and return its answer, unless one has begun.
+
+        If `__call__` kept the error, the error's traceback would keep `__call__`, and the memory
+        of both would wait for the garbage collector.
+        """
+        ours = _as_ours(error, context.request_id)
+        context.error = type(ours).__name__
+        context.reason = ours.reason or context.reason
+        if context.status:
+            return None
+        return await self._handled(error, Request(scope)) or error_answer(ours)
 
     async def _handled(self, error: BaseException, request: Request) -> Response | None:
         """Call the application's handler for the status or the nearest class, as Starlette does."""

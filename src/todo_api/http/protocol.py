@@ -279,6 +279,9 @@ class StrictProtocol(HttpToolsProtocol):
         self.pipeline.clear()
         for exchange in self._unanswered:  # uvicorn tells only the newest
             self._disconnect(exchange)
+        # An exchange refers to its connection. Garbage would wait long for the collector.
+        self._unanswered.clear()
+        self.cycle = None  # type: ignore[assignment]  # as in uvicorn, before a request
 
     def shutdown(self) -> None:
         """Finish the requests in flight, and end the waits of those that only wait."""
