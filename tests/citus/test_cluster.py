@@ -19,7 +19,7 @@ import pytest
 from psycopg.raw_cursor import RawCursor
 
 from api.test_followers import FORGIVE, ROUNDS, play_round
-from support.program import command, environment
+from support.program import command, environment, run
 from support.requirements import citus_coordinator
 from support.service import SECRET, Service, bearer, running_service, settings
 from support.waiting import until
@@ -385,3 +385,16 @@ async def test_writes_continue_while_shards_move(
     for user in users:
         versions = [v for writer in writers if writer.user == user for v in writer.versions]
         assert len(set(versions)) == len(versions)
+
+
+def test_repeated_import_counts_what_it_finds(tmp_path: Path, database_url: str) -> None:
+    """The cluster counts each row of a repeated insert, and it returns only those that are new."""
+    (tmp_path / "tasks.jsonl").write_text('{"title": "a"}\n{"title": "b"}\n')
+    said = [
+        run(tmp_path, "import", "ann", "tasks.jsonl", DATABASE_URL=database_url).stdout
+        for _ in range(2)
+    ]
+    assert said == [
+        "Imported 2 tasks, 0 were there already.\n",
+        "Imported 0 tasks, 2 were there already.\n",
+    ]

@@ -405,7 +405,7 @@ def import_task() -> Statement:
     once = added.on_conflict_do_nothing(
         index_elements=[col(Task.user_id), col(Task.source)],
         index_where=col(Task.source).is_not(None),
-    )
+    ).returning(col(Task.id))
     return Statement.compiled("import_task", once, writes=True)
 
 
