@@ -19,7 +19,8 @@ import pytest
 from psycopg.raw_cursor import RawCursor
 
 from api.test_followers import FORGIVE, ROUNDS, play_round
-from support.program import command, environment, run
+from support.program import command, environment
+from support.program import run as run_program
 from support.requirements import citus_coordinator
 from support.service import SECRET, Service, bearer, running_service, settings
 from support.waiting import until
@@ -391,7 +392,7 @@ def test_repeated_import_counts_what_it_finds(tmp_path: Path, database_url: str)
     """The cluster counts each row of a repeated insert, and it returns only those that are new."""
     (tmp_path / "tasks.jsonl").write_text('{"title": "a"}\n{"title": "b"}\n')
     said = [
-        run(tmp_path, "import", "ann", "tasks.jsonl", DATABASE_URL=database_url).stdout
+        run_program(tmp_path, "import", "ann", "tasks.jsonl", DATABASE_URL=database_url).stdout
         for _ in range(2)
     ]
     assert said == [

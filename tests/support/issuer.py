@@ -40,7 +40,7 @@ def missing() -> str | None:
     if shutil.which("node") is None:
         return "The program `node` (20.11 or newer) is not on the PATH."
     if not (FOLDER / "node_modules" / ".build" / "client.js").exists():
-        return "`npm ci` has not been run in tests/interop/issuer."
+        return "The packages are not installed: run `make .venv/issuer`."
     return None
 
 

@@ -16,7 +16,7 @@ def missing() -> str | None:
     if shutil.which("node") is None:
         return "The program `node` (20.19 or newer) is not on the PATH."
     if not (PACKAGES / ".package-lock.json").exists():
-        return "`npm ci` has not been run in tests/contract/generators."
+        return "The packages are not installed: run `make .venv/generators`."
     return None
 
 

@@ -79,12 +79,13 @@ def test_json_lines_are_the_tasks_of_the_api(title: str) -> None:
 
 
 def test_csv_is_for_spreadsheets() -> None:
-    assert written("csv", task(title='a "b"\nc', priority=None)).decode() == (
-        "\ufeffid,user_id,title,description,status,completed,priority,due_date,completed_at,"
-        "created_at,updated_at,version\r\n"
+    one = task(title='a "b"\nc', priority=None)
+    header, row = written("csv", one).decode().split("\r\n", 1)
+    assert header == "\ufeff" + ",".join(json.loads(one))
+    assert row.startswith(
         '42,exajExYu2kLr8vQpW3mTz6NcB1dHs5Ga,"a ""b""\nc","Oat milk, bread",incomplete,false,,'
-        "2026-12-01,,2026-11-21T12:34:56.123456Z,2026-11-21T12:34:56.123456Z,7\r\n"
     )
+    assert row.endswith(",2026-11-21T12:34:56.123456Z,7\r\n")
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])

@@ -45,6 +45,7 @@ _MESSAGES: Mapping[str, str] = {
     "blank": "{label} cannot be empty",
     "too_long": "{label} must be {max_length} characters or less",
     "wrong_type": "{label} must be a string{or_null}",
+    "invalid_value": "{label} has a form that is not allowed",
     "invalid_text": "{label} must not contain the NUL character",
     "unknown_field": "Unknown field: {label}",
     "conflict": "{label} and completed disagree: send one of them",
