@@ -29,6 +29,7 @@ VALUES = {
     "issued_at": "0",
     "now": ":now",
     "task_id": ":task",
+    "known_version": "NULL",
     **{f"new_{name}": "NULL" for name in WRITABLE},
     "new_title": "('Buy groceries ' || :title)",
     "new_description": "'Milk and bread'",
