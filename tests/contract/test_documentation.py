@@ -360,6 +360,20 @@ async def test_follower_sends_the_version_that_the_user_saw(
     assert [row[2:] for row in rows(sql).values()] == [("theirs", "medium")]
 
 
+async def test_edit_of_a_new_task_meets_an_edit_of_somebody_else(
+    phone: Device, laptop: Device, way: Way, sql: psycopg.Connection
+) -> None:
+    """The phone does not learn that its task was created, and the laptop changes it."""
+    way.cuts = [b'"title":"eggs"']
+    await phone(("create", "eggs"), ("change", "eggs", {"priority": "high"}), SYNC)
+    assert phone.failure
+    await laptop(SYNC, ("change", "eggs", {"description": "brown"}), SYNC)
+    await phone(SYNC)
+    assert phone.conflicts == [("task_changed", "eggs", "eggs")]
+    await phone(("keep mine", "eggs"), SYNC)
+    assert [row[2:] for row in rows(sql).values()] == [("brown", "high")]
+
+
 async def test_refused_edit_does_not_block_the_queue(
     phone: Device, laptop: Device, sql: psycopg.Connection
 ) -> None:
