@@ -51,7 +51,7 @@ def main() -> None:
         todo_api = [sys.executable, "-m", "todo_api", "serve", "--port", str(api)]
         processes += [running.enter_context(_process("api", todo_api, variables))]
         _wait_for(f"http://127.0.0.1:{api}/readyz", processes[1])
-        print(f"http://localhost:{front_end}", flush=True)
+        print(f"Open http://localhost:{front_end} and create an account.", flush=True)
         while all(process.poll() is None for process in processes):
             time.sleep(0.2)  # another process has no event to wait for
     raise StartupError(f"a part of the demo has ended; see the logs in {DATA}")

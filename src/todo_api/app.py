@@ -129,7 +129,9 @@ class Application(FastAPI):
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    del scope, receive, send
+    del receive, send
+    if scope["path"].endswith("/"):
+        raise NotFound("Not found. Leave out the slash at the end of the path")
     raise NotFound
 
 

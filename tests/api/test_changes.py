@@ -214,7 +214,7 @@ async def test_cursor_is_of_one_user(service: Service) -> None:
         ("wait=61", "Invalid wait value. Must be a number from 1 to 60"),
         ("wait=1.5", "Invalid wait value. Must be a number from 1 to 60"),
         ("wait=1&wait=2", "The query parameter wait must be given at most once"),
-        ("status=all", "Unknown query parameter. Allowed are since, limit and wait"),
+        ("status=all", "Unknown query parameter 'status'. Allowed are since, limit and wait"),
     ],
 )
 async def test_wrong_parameter_is_refused(service: Service, query: str, message: str) -> None:

@@ -62,10 +62,9 @@ async def test_unknown_path_gets_404_before_authentication(
     for path, verb in product(UNKNOWN_PATHS, ("GET", "POST", "DELETE")):
         with subtests.test(f"{verb} {path}"):
             response = await service.request(verb, path)
-            assert (response.status_code, response.json()) == (
-                404,
-                problem("not_found", "Not found"),
-            )
+            hint = ". Leave out the slash at the end of the path" if path.endswith("/") else ""
+            expected = problem("not_found", f"Not found{hint}")
+            assert (response.status_code, response.json()) == (404, expected)
             assert "location" not in response.headers
 
 

@@ -12,8 +12,8 @@ from support.service import Service
 from todo_api.tasks.fields import fold
 
 UNKNOWN = (
-    "Unknown query parameter. Allowed are status, sort, order, limit, cursor, count, q, priority,"
-    " due, due_from and due_before"
+    "Unknown query parameter {}. Allowed are status, sort, order, limit, cursor, count, q,"
+    " priority, due, due_from and due_before"
 )
 SORTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "created": ("desc", lambda task: task["created_at"]),
@@ -124,17 +124,15 @@ async def test_titles_stand_as_a_reader_expects_them(
             for value in ("", "ASC", "up")
         ),
         *(
-            (
-                name,
-                UNKNOWN,
-            )
-            for name in (
-                "user_id=bob",
-                "status[]=all",
-                "Status=all",
-                "x",
-                "=",
-                "%00=1",
+            (query, UNKNOWN.format(shown))
+            for query, shown in (
+                ("user_id=bob", "'user_id'"),
+                ("status[]=all", "'status[]'"),
+                ("Status=all", "'Status'"),
+                ("x", "'x'"),
+                ("=", "''"),
+                ("%00%ff%c5%81=1", r"'\x00\udcff\u0141'"),
+                ("a" * 999, repr("a" * 100)),
             )
         ),
         ("status=all&status=all", "The query parameter status must be given at most once"),

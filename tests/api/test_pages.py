@@ -396,7 +396,7 @@ MOMENT = "a day as YYYY-MM-DD or an RFC 3339 timestamp with an offset, + sent as
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("page=2", f"Unknown query parameter. Allowed are {ALLOWED}"),
+        ("page=2", f"Unknown query parameter 'page'. Allowed are {ALLOWED}"),
         *[
             (f"limit={value}", "Invalid limit value. Must be a number from 1 to 200")
             for value in ("0", "201", "-1", "1.0", "", "01", "x", "9999999999")

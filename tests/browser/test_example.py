@@ -271,6 +271,10 @@ async def test_user_searches_filters_sorts_and_shows_more(devices: Devices) -> N
     await expect_titles(page, "Ärger vermeiden")
     await page.get_by_role("radio", name="Done").check()
     await expect_titles(page, "Zebra, arg")
+    await page.get_by_role("radio", name="All").check()
+    await add(page, "Call Łukasz")
+    await search.fill("lukasz")
+    await expect_titles(page, "Call Łukasz")
     await search.fill("nobody has this")
     await page.get_by_role("button", name="Show all tasks").click()
     await expect(tasks).to_have_count(25)
@@ -612,7 +616,7 @@ async def test_demo_prints_one_address_and_leaves_no_process(
     chromium: Browser, short_folder: Path
 ) -> None:
     with example.demo(short_folder) as (process, output):
-        address = output.readline().strip()
+        (address,) = re.findall(r"http\S+", output.readline())
         children = psutil.Process(process.pid).children(recursive=True)
         context = await chromium.new_context()
         page = await context.new_page()

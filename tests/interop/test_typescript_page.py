@@ -131,8 +131,9 @@ def project(
         :2
     ]
     made.run(migrate)
-    settings = dict(line.split("=", 1) for line in SETTINGS.splitlines())
-    settings = {name: made.text(value).strip("'") for name, value in settings.items()}
+    exported = re.findall(r"^export (\w+)=(.*)$", SETTINGS, re.MULTILINE)
+    assert SETTINGS.splitlines()[len(exported) :] == ["make run"]
+    settings = {name: made.text(value).strip("'") for name, value in exported}
     arguments = ("--port", str(made.service))
     with made.serving(serve), serving(folder, *arguments, **settings):
         made.run(TYPES)

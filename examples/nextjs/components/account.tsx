@@ -52,7 +52,7 @@ export function Account({ user, store, unsent }: { user: User; store: TaskStore;
       <dialog ref={dialog} className="card" aria-labelledby="delete-title" onClose={() => setProblem("")}>
         <form onSubmit={deleteAccount}>
           <h2 id="delete-title">Delete your account?</h2>
-          <p>Your account and all your tasks are erased at once. Nobody can bring them back.</p>
+          <p>Your account and all your tasks are erased at once. This cannot be undone.</p>
           <label>
             Password
             <input name="password" type="password" autoComplete="current-password" required />

@@ -12,6 +12,11 @@ export function SignIn() {
   const [busy, setBusy] = useState(false);
   const [problem, setProblem] = useState("");
 
+  function switchForm() {
+    setIsNew(!isNew);
+    setProblem("");
+  }
+
   async function submit(event: FormEvent<HTMLFormElement>) {
     event.preventDefault();
     const form = new FormData(event.currentTarget);
@@ -64,8 +69,8 @@ export function SignIn() {
         </button>
       </form>
       <p className="switch">
-        {isNew ? "You have an account?" : "You are new here?"}{" "}
-        <button className="link" disabled={!isHydrated} onClick={() => setIsNew(!isNew)}>
+        {isNew ? "Already have an account?" : "New here?"}{" "}
+        <button className="link" disabled={!isHydrated} onClick={switchForm}>
           {isNew ? "Sign in" : "Create an account"}
         </button>
       </p>

@@ -122,7 +122,7 @@ function List({ store, snapshot }: { store: TaskStore; snapshot: Snapshot }) {
       {rows.length === 0 && <Nothing connection={connection} />}
       {rows.length > 0 && found.length === 0 && (
         <div className="nothing">
-          <p>No task is like this.</p>
+          <p>No task matches.</p>
           <button onClick={() => setView({ ...EVERYTHING, order: view.order })}>Show all tasks</button>
         </div>
       )}

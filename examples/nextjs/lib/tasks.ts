@@ -54,9 +54,15 @@ export function arrange<T extends Listed>(tasks: readonly T[], { words, status, 
     .sort(COMPARE[order]);
 }
 
+/** Letters that do not decompose into a simpler one and its accent. */
+const OTHER_LETTERS: Record<string, string> = {
+  ł: "l", ø: "o", đ: "d", ħ: "h", ŧ: "t", ð: "d", æ: "ae", œ: "oe", þ: "th", ß: "ss", ı: "i",
+};
+
 /** Returns a text without case and accents, as the service's own search sees it. */
 function plain(text: string): string {
-  return text.normalize("NFD").replace(/\p{M}/gu, "").toLowerCase().trim();
+  const base = text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase().trim();
+  return base.replace(/[łøđħŧðæœþßı]/g, (letter) => OTHER_LETTERS[letter] ?? letter);
 }
 
 const RANK = { high: 0, medium: 1, low: 2 };

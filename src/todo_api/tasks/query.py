@@ -15,7 +15,14 @@ from starlette.requests import Request
 
 from todo_api.errors import InvalidParameter
 from todo_api.tasks.fields import MAXIMUM_ID, PRIORITIES, Status, fold, read_due_date, words
-from todo_api.tasks.schemas import MAXIMUM_LIMIT, SEARCH_LENGTH, Order, Sort, TaskQuery
+from todo_api.tasks.schemas import (
+    MAXIMUM_LIMIT,
+    SEARCH_LENGTH,
+    SHOWN_NAME_LENGTH,
+    Order,
+    Sort,
+    TaskQuery,
+)
 
 _DIGEST_BYTES = 12
 _CURSOR_BYTES = 65_536
@@ -167,7 +174,8 @@ def read_parameters(request: Request, readers: Readers) -> dict[str, Any]:
     # Bytes that are not UTF-8 become surrogates, which no valid value has.
     for name, text in parse_qsl(query, keep_blank_values=True, errors="surrogateescape"):
         if name not in readers:
-            raise InvalidParameter(f"Unknown query parameter. Allowed are {_and(readers)}")
+            shown = ascii(name[:SHOWN_NAME_LENGTH])
+            raise InvalidParameter(f"Unknown query parameter {shown}. Allowed are {_and(readers)}")
         if name in given:
             raise InvalidParameter(f"The query parameter {name} must be given at most once")
         given[name] = readers[name](name, text)

@@ -53,6 +53,7 @@ function button(user) {
 const users = ready.dataset.users.split(" ").filter(Boolean);
 ready.querySelector(".buttons").append(...users.map(button));
 ready.hidden = users.length === 0;
+field.addEventListener("input", show);
 field.addEventListener("change", () => use(field.value));
 document.getElementById("forget").addEventListener("click", () => use(""));
 use(sessionStorage.getItem(KEY) ?? "");
