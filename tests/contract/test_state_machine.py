@@ -108,7 +108,7 @@ descriptions = st.none() | st.text(
     st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20
 )
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
-    # A new field has these, until it has its own.
+    # These values are for a field without a strategy of its own below.
     **{field.name: st.sampled_from([None, field.example]) for field in BODY_FIELDS},
     "title": st.tuples(spaces, words, spaces).map("".join),
     "description": descriptions,
