@@ -159,13 +159,13 @@ def migrate(
 def restored() -> None:
     """Lift the versions, so that none is given out twice.
 
-    Run this after a restored backup or a failover that lost commits, before serving again.
+    Run this after `pg_restore`, or after a failover that lost commits, before serving again.
     """
     from todo_api.database.restored import lift_versions
 
     with _database(Settings.load()) as url:
         users = lift_versions(url)
-    print(f"Lifted the versions of {users} users above all that were given out before.")
+    print(f"Lifted the versions of {_counted(users, 'user')} above all that were given out before.")
 
 
 @cli.command(epilog=_examples("backup tasks.backup"))
@@ -392,5 +392,7 @@ def _seconds(duration: str) -> float:
     """Return the seconds of a duration such as 90s, 15m, 1h or 7d."""
     match = re.fullmatch(r"([1-9]\d{0,5})([smhd]?)", duration, re.ASCII)
     if match is None:
-        raise typer.BadParameter("must be a number of seconds, or like 15m, 1h or 7d")
+        raise typer.BadParameter(
+            "must be a number of seconds, or like 15m, 1h or 7d", param_hint="'--expires-in'"
+        )
     return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]

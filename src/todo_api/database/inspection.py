@@ -342,7 +342,7 @@ class Inspection:
             yield Problem(
                 "row security",
                 f"ROW_SECURITY: the database user cannot take the role {ROLE}; as its administrator"
-                f" run `GRANT {ROLE} TO {self.facts['login']}{option}`, or set ROW_SECURITY=off",
+                f" run `GRANT {ROLE} TO {self.facts['login']}{option}`",
             )
 
     def _version_unreadable(self) -> Iterator[Problem]:

@@ -69,5 +69,5 @@ def problem(state: Mapping[str, object], *, role: bool) -> str | None:
         return None
     return (
         f"ROW_SECURITY: not active for the role {ROLE}, or its policies were changed; "
-        "undo that (`todo-api migrate --sql` prints the intended state) or set ROW_SECURITY=off"
+        "undo that (`todo-api migrate --sql` prints the intended state)"
     )
