@@ -345,7 +345,7 @@ KEYS = Keys(
 GOOD = {
     "HS256": token("alice"),
     "EdDSA": jwt.encode(
-        {"sub": "alice", "exp": int(time.time()) + 600}, KEY.private, "EdDSA", {"kid": "first"}
+        {"sub": "alice", "exp": int(time.time()) + 86_400}, KEY.private, "EdDSA", {"kid": "first"}
     ),
 }
 

@@ -36,9 +36,12 @@ def settings(**values: Any) -> Settings:
 
 
 def token(user: str, **claims: Any) -> str:
-    """Return a good token for a user; a claim given as None is left out."""
+    """Return a good token for a user; a claim given as None is left out.
+
+    It is valid for a day, because some are made long before their test runs.
+    """
     now = int(time.time())
-    payload = {"sub": user, "iat": now, "exp": now + 600, **claims}
+    payload = {"sub": user, "iat": now, "exp": now + 86_400, **claims}
     return jwt.encode({k: v for k, v in payload.items() if v is not None}, SECRET, "HS256")
 
 
