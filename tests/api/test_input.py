@@ -356,6 +356,9 @@ async def test_service_refuses_a_chunked_body_over_the_limit(service: Service) -
         *("application/vnd.x+json", "application/jsonp", "text/json", "application/json5"),
         *("application/json; charset=utf-7", 'application/json; charset="latin-1"'),
         *("application/json; charset=", "application/json; charset=utf-8; charset=utf-16"),
+        *("application/json; charset*=utf-8''x", "application/json; charset*=x"),
+        *("application/json; charset*0=utf-8", "application/json; charset*0*=utf-8''utf-8"),
+        "application/json; charset=utf-8; charset*=utf-8''utf-8",
         "application/json; CHARSET=UTF-16",
     ],
 )

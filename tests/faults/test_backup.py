@@ -216,6 +216,11 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(database_url: str, copy_url
         (b'{"table": "users"', b'["table", "users"'),
         (b'"rows": ', b'"rows": 1'),
         (b'"last_task_id"', b'"last"'),
+        *((b'"last_task_id": ', b'"last_task_id": %b, "id": ' % it) for it in (b"null", b"[]")),
+        (b'"last_task_id": ', b'"last_task_id": Infinity, "id": '),
+        (b'"last_task_id"', b'"deep": ' + b"[" * 100_000 + b"]" * 100_000 + b', "last_task_id"'),
+        (b'"revision": "', b'"revision": "\\u001b[31m'),
+        (b'"revision": "', b'"revision": ["x"], "was": "'),
         (b"\n\\.\n", b"\n"),
         (b"\ta@example.com\t", b"\ta@example.com\tmore\t"),
         (b"\ta@example.com\t", b"\t" + b"x" * MAXIMUM_LINE + b"\t"),
@@ -259,7 +264,12 @@ def test_a_file_with_something_after_its_end_is_refused(
 
 @pytest.mark.parametrize(
     "file",
-    [b"", b"{}", gzip.compress(b"{}\n", mtime=0), gzip.compress(b"[1]\n", mtime=0), b"PGDMP\1\x10"],
+    [
+        *(b"", b"{}", gzip.compress(b"{}\n", mtime=0), gzip.compress(b"[1]\n", mtime=0)),
+        b"PGDMP\1\x10",
+        gzip.compress(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", mtime=0),
+        gzip.compress(b'{"format": "todo-api backup", "format_version": "\\u001b"}\n', mtime=0),
+    ],
 )
 def test_another_file_is_no_backup(file: bytes, copy_url: str) -> None:
     with pytest.raises(StartupError, match=NO_BACKUP):
@@ -441,7 +451,8 @@ def test_a_full_disk_leaves_no_file(folder: Path, database_url: str) -> None:
     refused = subprocess.run(
         limited,
         cwd=folder,
-        env=environment(**at(database_url)),
+        # The limit would also cut off Python's compiled modules, which later programs load.
+        env=environment(PYTHONDONTWRITEBYTECODE="1", **at(database_url)),
         capture_output=True,
         text=True,
         timeout=60,

@@ -19,6 +19,7 @@ could not check the file, load it and lift the versions in one transaction.
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ _SESSION: Sequence[LiteralString] = (
     "SET LOCAL DateStyle = 'ISO'",
 )
 _REVISION = "SELECT version_num FROM alembic_version"
+_REVISION_NAME = re.compile(r"[0-9a-z_]+")
 _COLUMNS = """
     SELECT attname FROM pg_attribute
     WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attnum
@@ -93,7 +95,8 @@ def back_up(url: str, file: BinaryIO, advance: Advance) -> int:
 
 def revision_of(file: BinaryIO) -> str:
     """Return the schema's revision of a backup. Raises `StartupError` if the file is none."""
-    revision = _Reader(file, lambda _: None).head().get("revision")
+    with _refusing_damage():
+        revision = _Reader(file, lambda _: None).head()["revision"]
     file.seek(0)
     return str(revision)
 
@@ -164,7 +167,10 @@ class _Reader:
         return line
 
     def json(self) -> dict[str, Any]:
-        members = json.loads(self.line())
+        try:
+            members = json.loads(self.line())
+        except RecursionError:
+            raise _Damaged from None
         if not isinstance(members, dict):
             raise _Damaged
         return members
@@ -175,13 +181,16 @@ class _Reader:
             head = self.json()
         except (OSError, EOFError, zlib.error, ValueError, _Damaged):
             head = {}
-        if head.get("format") != FORMAT:
+        version = head.get("format_version")
+        if head.get("format") != FORMAT or not isinstance(version, int):
             raise StartupError("FILE: is not a backup of todo-api; nothing was restored")
-        if head.get("format_version") != FORMAT_VERSION:
+        if version != FORMAT_VERSION:
             raise StartupError(
-                f"FILE: has version {head.get('format_version')} of the format, and this program"
+                f"FILE: has version {version} of the format, and this program"
                 f" reads {FORMAT_VERSION}; restore it with the program that made it"
             )
+        if not _REVISION_NAME.fullmatch(str(head.get("revision"))):
+            raise _Damaged
         return head
 
     def chunks(self) -> Iterator[bytes]:
@@ -204,9 +213,10 @@ class _Reader:
         tail = self.json()
         checksum = self._hash.hexdigest()
         is_whole = tail["rows"] == self.rows and self.json() == {"sha256": checksum}
-        if not is_whole or self._gzip.read(1):
+        last = tail["last_task_id"]
+        if not is_whole or not isinstance(last, int) or self._gzip.read(1):
             raise _Damaged
-        return int(tail["last_task_id"])
+        return last
 
 
 class _Damaged(Exception):

@@ -78,6 +78,8 @@ def _check_declaration(types: Sequence[bytes], media_types: Collection[str]) -> 
         raise UnsupportedMediaType("Send one Content-Type header")
     declared = Message()
     declared["content-type"] = types[0].decode("latin-1") if types else "none"
+    if b"*" in b"".join(types):  # e-mail's encoded parameters, which HTTP does not have
+        raise UnsupportedMediaType
     charsets = [value for name, value in declared.get_params([]) if name.lower() == "charset"]
     if declared.get_content_type() not in media_types or not _UTF_8.issuperset(
         charset.lower() for charset in charsets
