@@ -63,9 +63,9 @@ def quickest_place() -> Path:
 
     A container may have only 64 MB of it.
     """
-    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp
+    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes the folder in it
     has_room = memory.is_dir() and shutil.disk_usage(memory).free > ROOM
-    return memory if has_room else Path("/tmp")  # noqa: S108 - mkdtemp
+    return memory if has_room else Path("/tmp")  # noqa: S108 - likewise
 
 
 @pytest.fixture(scope="session")

@@ -216,8 +216,14 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(database_url: str, copy_url
         (b'{"table": "users"', b'["table", "users"'),
         (b'"rows": ', b'"rows": 1'),
         (b'"last_task_id"', b'"last"'),
-        *((b'"last_task_id": ', b'"last_task_id": %b, "id": ' % it) for it in (b"null", b"[]")),
-        (b'"last_task_id": ', b'"last_task_id": Infinity, "id": '),
+        *(
+            (b'"last_task_id": ', b'"last_task_id": %b, "id": ' % it)
+            for it in (b"null", b"[]", b"true")
+        ),
+        *(
+            (b'"last_task_id": ', b'"last_task_id": %b, "id": ' % it)
+            for it in (b"Infinity", b"9" * 30)
+        ),
         (b'"last_task_id"', b'"deep": ' + b"[" * 100_000 + b"]" * 100_000 + b', "last_task_id"'),
         (b'"revision": "', b'"revision": "\\u001b[31m'),
         (b'"revision": "', b'"revision": ["x"], "was": "'),

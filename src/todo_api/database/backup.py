@@ -117,7 +117,9 @@ def restore(url: str, file: BinaryIO, advance: Advance) -> int:
             _copy_in(connection, table, reader)
         last_task_id = reader.tail()
         if last_task_id:
-            connection.execute(f"SELECT setval(({_SEQUENCE})::regclass, %s)", [last_task_id])
+            connection.execute(
+                f"SELECT setval(({_SEQUENCE})::regclass, %s::bigint)", [last_task_id]
+            )
         restored.lift(connection)
         return reader.rows
 
@@ -214,7 +216,7 @@ class _Reader:
         checksum = self._hash.hexdigest()
         is_whole = tail["rows"] == self.rows and self.json() == {"sha256": checksum}
         last = tail["last_task_id"]
-        if not is_whole or not isinstance(last, int) or self._gzip.read(1):
+        if not is_whole or type(last) is not int or self._gzip.read(1):
             raise _Damaged
         return last
 
