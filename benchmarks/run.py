@@ -86,7 +86,7 @@ def main() -> None:
     if generator == "locust" and not LOCUST.exists():
         sys.exit("wrk and locust are missing. Start this with `make bench`: it installs locust")
     chosen = options.table or (["comparison"] if options.only else tables)
-    text = INTRODUCTION.format(
+    introduction = INTRODUCTION.format(
         rounds=options.rounds,
         seconds=options.seconds,
         users=data.USERS,
@@ -94,12 +94,13 @@ def main() -> None:
         generator=generator,
         cores=os.cpu_count(),
     )
+    parts = [introduction]
     with prepared(options.rounds, options.seconds) as bench:
         for name in chosen:
-            text += f"\n{tables[name](bench)}\n"
-    print(text)
+            parts.append(tables[name](bench) + "\n")
+            print(parts[-1], flush=True)
     if set(chosen) == set(tables) and not options.only:
-        options.report.write_text(text)
+        options.report.write_text("\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Server:
 
 _OURS = [sys.executable, "-m", "todo_api", "serve"]
 _UVICORN = [sys.executable, "-m", "uvicorn", "--no-access-log", "--log-level", "warning"]
-_UVICORN += ["--app-dir", str(HERE)]
+_UVICORN += ["--app-dir", str(HERE), "--timeout-keep-alive", "75"]  # as ours
 _NODE = ["node", str(HERE / "fastify" / "server.mjs")]
 
 OURS = Server("ours", _OURS)
