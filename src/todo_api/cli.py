@@ -152,7 +152,11 @@ def migrate(
         migrations.migrate(url, applied=lambda revision: print(f"Ran revision {revision}."))
         if on_citus:
             citus.distribute(url)
-    print("The schema is up to date.")
+        current, newest = schema.current(url), schema.newest()
+    if current == newest:
+        print("The schema is up to date.")
+    else:
+        print(f"The schema is newer ({current}) than this program ({newest}). It stays as it is.")
 
 
 @cli.command(epilog=_examples("restored"))

@@ -8,6 +8,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import typer.main
 
@@ -105,6 +106,10 @@ def test_migrate_says_what_it_runs(tmp_path: Path, empty_database_url: str) -> N
     assert ran == [f"Ran revision {revision}." for revision in revisions]
     assert second.stdout.splitlines() == [last] == ["The schema is up to date."]
     assert first.stderr + second.stderr == ""
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    said = f"The schema is newer (9999) than this program ({revisions[-1]}). It stays as it is.\n"
+    assert run(tmp_path, "migrate", **there).stdout == said
 
 
 def test_check_asks_for_a_key_that_migrate_does_not_need(tmp_path: Path, database_url: str) -> None:
