@@ -12,7 +12,7 @@ from support.certificates import signed_by_private_authority
 from support.problems import problem
 from support.publisher import Mode, Publisher, SigningKey
 from support.service import SECRET, Service, running_service
-from support.waiting import until
+from support.waiting import LIMIT, until
 from todo_api.auth import issuer, key_set
 
 
@@ -28,7 +28,10 @@ async def published(
 ) -> AsyncIterator[Service]:
     """The service with published keys only."""
     keys = {"better_auth_url": publisher.url, "better_auth_secret": None}
-    async with running_service(database_url, short_folder, **keys, max_in_flight=1000) as service:
+    times = {"pool_timeout": LIMIT, "request_timeout": LIMIT}
+    async with running_service(
+        database_url, short_folder, **keys, **times, max_in_flight=1000
+    ) as service:
         yield service
 
 

@@ -15,7 +15,7 @@ import pytest
 from support.own_postgres import OwnPostgres
 from support.program import Program, serving
 from support.service import SECRET, bearer
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 
 PATH = "/api/tasks/changes"
 
@@ -164,7 +164,7 @@ def test_follower_survives_kills(tmp_path: Path, own_postgres: OwnPostgres) -> N
 
 
 def is_ready(program: Program) -> bool:
-    return httpx2.get(f"{program.address}/readyz", timeout=20).status_code == 200
+    return httpx2.get(f"{program.address}/readyz", timeout=LIMIT).status_code == 200
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from promql_parser import AggregateExpr, Call, Expr, MatchOp, MatrixSelector, Ve
 
 from support.program import find_unused_port, serving
 from support.service import SECRET, bearer
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana.json").read_text())
@@ -81,7 +81,7 @@ def scraped(
     }
     with (
         serving(tmp_path_factory.mktemp("dashboard"), **variables) as program,
-        httpx2.Client(base_url=program.address, trust_env=False, timeout=15) as client,
+        httpx2.Client(base_url=program.address, trust_env=False, timeout=LIMIT) as client,
     ):
         alice = bearer("alice")
         assert client.get("/api/tasks", headers=alice).status_code == 200

@@ -26,6 +26,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 import todo_api
+from support.waiting import LIMIT
 from todo_api.database import supervisor
 from todo_api.database.embedded import EmbeddedPostgres
 from todo_api.errors import StartupError
@@ -91,12 +92,12 @@ class User:
         return self._url
 
     def leave(self) -> None:
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=LIMIT)
         assert self.process.returncode == 0
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=LIMIT)
 
 
 @pytest.fixture
@@ -244,7 +245,7 @@ def test_who_comes_while_the_last_one_leaves_gets_another_server(
         locks = {folder / "start.lock", folder / "users.lock"}
         eventually(lambda: locks & open_files(newcomer.process.pid))
         parent.resume()
-        leaving.result(timeout=10)
+        leaving.result(timeout=LIMIT)
     assert has_ended(old)
     assert execute(newcomer.url, "SELECT 1") == [(1,)]
 
@@ -375,7 +376,7 @@ def test_ctrl_c_at_the_terminal_is_not_for_the_server(
     second = user()
     assert second.url
     os.killpg(first.process.pid, signal.SIGINT)
-    first.process.wait(timeout=30)
+    first.process.wait(timeout=LIMIT)
     assert execute(second.url, "SELECT 1") == [(1,)]
     assert postmaster(folder) == server
 

@@ -127,7 +127,7 @@ def logging(folder: Path, url: str, *arguments: str, **variables: str) -> Iterat
     given = {**KEYS, "DATABASE_URL": url, **variables}
     with (
         serving(folder, *arguments, **given) as program,
-        httpx2.Client(base_url=program.address, timeout=15, trust_env=False) as client,
+        httpx2.Client(base_url=program.address, timeout=LIMIT, trust_env=False) as client,
     ):
         yield program, client, Log(folder)
         client.close()
@@ -147,7 +147,7 @@ def send(client: httpx2.Client, name: str, case: Case) -> int:
 def by_hand(program: Program, *parts: bytes) -> bytes:
     """Send raw bytes, and return the first bytes of the answer."""
     address = urlsplit(program.address)
-    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+    with socket.create_connection((address.hostname, address.port), timeout=LIMIT) as connection:
         connection.sendall(b"".join(parts))
         return connection.recv(65_536)
 
@@ -394,7 +394,7 @@ def test_broken_pipes_do_not_stop_the_service(
     address = f"http://127.0.0.1:{unused_port}"
     try:
         wait_for(lambda: answers(f"{address}/livez"))
-        with httpx2.Client(base_url=address, timeout=15, trust_env=False) as client:
+        with httpx2.Client(base_url=address, timeout=LIMIT, trust_env=False) as client:
             for _ in range(300):  # more than a buffer of lines
                 assert client.get(TASKS, headers=bearer("alice")).status_code == 200
     finally:

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.program import Program, command, environment, serving
 from support.publisher import Publisher
 from support.service import ORIGIN, SECRET, bearer, token
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 from todo_api.http import metrics
 from todo_api.http.metrics import BUCKETS, Workers
 
@@ -68,7 +68,7 @@ class Meter:
     def __init__(self, program: Program, host: str, port: int) -> None:
         self.program = program
         self.address = f"http://{host}:{port}/metrics"
-        self._scraper = httpx2.Client(trust_env=False, verify=False, timeout=10)
+        self._scraper = httpx2.Client(trust_env=False, verify=False, timeout=LIMIT)
 
     def answers(self) -> bool:
         try:
@@ -116,7 +116,7 @@ class Meter:
     def _send(self, verb: str, path: str, headers: dict[str, str]) -> HTTPResponse:
         """Send a request on a connection of its own, whatever its method."""
         where = urlsplit(self.program.address)
-        connection = HTTPConnection(where.hostname or "", where.port, timeout=15)
+        connection = HTTPConnection(where.hostname or "", where.port, timeout=LIMIT)
         try:
             connection.request(verb, path, headers=headers)
             answer = connection.getresponse()

@@ -17,7 +17,7 @@ from support.pages import LARGEST, address_of
 from support.problems import problem
 from support.program import Program, serving
 from support.service import SECRET, bearer, token
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 
 LINE = b"POST /api/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 SIGNED = f"Authorization: Bearer {token('alice')}\r\n".encode()
@@ -60,7 +60,7 @@ def program(running: Program, folder: Path, sql: psycopg.Connection) -> Iterator
 
 def connect(program: Program) -> socket.socket:
     host, _, port = program.address.removeprefix("http://").partition(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+    return socket.create_connection((host, int(port)), timeout=LIMIT)
 
 
 def exchange(program: Program, request: bytes) -> bytes:

@@ -116,7 +116,7 @@ def test_signal_finishes_what_is_in_flight(
         serving(
             tmp_path, "--workers", str(workers), DATABASE_URL=database_url, **patient
         ) as program,
-        httpx2.Client(base_url=program.address, headers=bearer("alice"), timeout=15) as client,
+        httpx2.Client(base_url=program.address, headers=bearer("alice"), timeout=LIMIT) as client,
         psycopg.connect(database_url, autocommit=True) as watcher,
         psycopg.connect(database_url) as holder,
     ):
@@ -222,7 +222,7 @@ def test_workers_and_database_end_when_the_program_is_killed(tmp_path: Path) -> 
         family = program.workers()
         program.process.kill()
         program.process.wait()
-        psutil.wait_procs(family, timeout=15)
+        psutil.wait_procs(family, timeout=LIMIT)
         assert not any(worker.is_running() for worker in family)
         wait_for(lambda: not (tmp_path / ".data/postgres/data/postmaster.pid").exists())
 

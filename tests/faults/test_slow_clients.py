@@ -57,16 +57,16 @@ async def service(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     monkeypatch.setattr(server, "listener", with_small_buffers)
     values = {
         "pool_size": 4,
-        "pool_timeout": 5,
+        "pool_timeout": LIMIT,
         "log_level": "warning",
         "keep_alive_timeout": IDLE_SECONDS,
     }
-    async with listening(database_url, request_timeout=6 * SECONDS, **values) as running:
+    async with listening(database_url, request_timeout=LIMIT, **values) as running:
         await running.client.aclose()
         running.client = (
             httpx2.AsyncClient(  # without keep-alive, because the server closes idle connections
                 base_url=running.client.base_url,
-                timeout=15,
+                timeout=LIMIT,
                 trust_env=False,
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
             )
@@ -218,8 +218,12 @@ async def test_body_sent_byte_by_byte_is_cut_off(
 ) -> None:
     clients = await connect(200)
     loop = asyncio.get_running_loop()
+    service.set_deadline(4 * SECONDS)
     for client in clients:
         await loop.sock_sendall(client, POST + framing)
+    await until(lambda: all(each.cycle for each in connections(service)))
+    await asyncio.sleep(0)  # so that the last one also begins
+    service.set_deadline(LIMIT)
     slow = asyncio.create_task(trickle(clients, BODY))
     await assert_good_traffic_goes_on(service)
     async with asyncio.timeout(LIMIT):
@@ -468,7 +472,7 @@ def overrun(program: Program) -> None:
     host, _, port = program.address.removeprefix("http://").partition(":")
     with ExitStack() as stack:
         clients = [
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=LIMIT))
             for _ in range(150)
         ]
         for client in clients:

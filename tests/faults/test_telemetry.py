@@ -24,7 +24,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 from support.program import Program, command, environment, serving
 from support.service import ORIGIN, SECRET, bearer, token
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 
 KEYS = {"BETTER_AUTH_SECRET": SECRET, "LOG_LEVEL": "warning"}
 SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_METRIC_EXPORT_INTERVAL": "100"}
@@ -109,7 +109,7 @@ def traced(
     given = {**KEYS, **SOON, "OPENTELEMETRY": "on", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
     with (
         serving(folder, *arguments, **{**given, "DATABASE_URL": url, **variables}) as program,
-        httpx2.Client(base_url=program.address, trust_env=False, timeout=15) as client,
+        httpx2.Client(base_url=program.address, trust_env=False, timeout=LIMIT) as client,
     ):
         yield program, client
 

@@ -9,12 +9,9 @@ from typing import Any
 import httpx2
 
 from support.service import bearer, settings
-from support.waiting import until
+from support.waiting import LIMIT, until
 from todo_api import server
 from todo_api.app import create_app
-
-DEADLINE = 15
-"""Seconds after which a client takes an answer for missing."""
 
 
 class Listening:
@@ -25,7 +22,7 @@ class Listening:
         self._serving = serving
         self.client = httpx2.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
-            timeout=DEADLINE,
+            timeout=LIMIT,
             trust_env=False,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         )
@@ -43,6 +40,11 @@ class Listening:
         assert answer.status_code == 201, answer.text
         created: dict[str, Any] = answer.json()
         return created
+
+    def set_deadline(self, seconds: float) -> None:
+        """Change the deadline of the requests that begin from now on."""
+        app: Any = self._running.config.loaded_app
+        app.limits._seconds = seconds
 
     async def stop(self) -> None:
         """End in order, as at a SIGTERM."""

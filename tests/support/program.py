@@ -46,7 +46,7 @@ class Program:
     def client(self, token: str | None = None) -> httpx2.Client:
         """Return a client that is signed in, with the token of the printed line if not given."""
         headers = {"Authorization": f"Bearer {token or self.example_token}"}
-        return httpx2.Client(base_url=self.address, headers=headers, timeout=15)
+        return httpx2.Client(base_url=self.address, headers=headers, timeout=LIMIT)
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes that serve, where there are several."""
