@@ -1,8 +1,9 @@
 """The one place where the parts meet."""
 
 import math
+import re
 from collections import UserDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from hashlib import blake2b
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class _Overrides(UserDict[Any, Any]):
-    """FastAPI's `dependency_overrides`, for routes that run dependencies."""
+    """FastAPI's `dependency_overrides`, without those that would do nothing."""
 
     def __setitem__(self, dependency: Any, override: Any) -> None:
         """Refuse what no route of the service would ever call."""
@@ -65,7 +66,6 @@ class Application(FastAPI):
         self._settings = settings
         self._own_routes: list[BaseRoute] = []
         self.limits: Limits | None = None
-        self.dependency_overrides = _Overrides()  # type: ignore[assignment]  # a mapping like a dict
         self.exception_handlers.clear()  # FastAPI's would answer in another shape
         self.router.default = _not_found
 
@@ -74,9 +74,18 @@ class Application(FastAPI):
         self._own_routes += router.routes
 
     @property
-    def routes(self) -> list[BaseRoute]:
+    def routes(self) -> tuple[BaseRoute, ...]:  # type: ignore[override]  # a list would lose appends
         """The service's own routes, and those that somebody has added."""
-        return [*self._own_routes, *self.router.routes]
+        return (*self._own_routes, *self.router.routes)
+
+    @property  # type: ignore[override]  # a mapping like FastAPI's dict
+    def dependency_overrides(self) -> MutableMapping[Any, Any]:
+        """FastAPI's overrides, for routes that run dependencies."""
+        return self._overrides
+
+    @dependency_overrides.setter
+    def dependency_overrides(self, overrides: Mapping[Any, Any]) -> None:
+        self._overrides = _Overrides(overrides)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return the layers around the routes. Raises `StartupError` for what cannot work."""
@@ -109,8 +118,8 @@ class Application(FastAPI):
         return stack
 
     def _refuse_what_cannot_work(self) -> None:
-        added = [each.original_route for each in iter_route_contexts(self.router.routes)]
-        if any(isinstance(route, WebSocketRoute) for route in added):
+        added = list(iter_route_contexts(self.router.routes))
+        if any(isinstance(each.original_route, WebSocketRoute) for each in added):
             raise StartupError(
                 "WebSocket routes: the server of todo-api does not speak WebSocket "
                 "(docs/adr/0007-strict-protocol.md); use an HTTP route"
@@ -120,12 +129,32 @@ class Application(FastAPI):
                 "on_event: handlers of startup and shutdown do not run beside a lifespan; "
                 "extend the lifespan in todo_api/app.py"
             )
+        if self.router.dependencies:
+            raise StartupError(
+                "dependencies of the application: the routes of todo-api run no dependencies; "
+                "use add_middleware"
+            )
+        if taken := _operations(self._own_routes) & _operations(added):
+            method, path = min(taken)
+            raise StartupError(
+                f"{method} {path}: todo-api has a route for this and would never call yours; "
+                "use another path"
+            )
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, made once."""
         if self.openapi_schema is None:
             self.openapi_schema = completed(super().openapi())
         return self.openapi_schema
+
+
+def _operations(routes: Iterable[Any]) -> set[tuple[str, str]]:
+    """Return the methods and paths of routes, with `{}` for each parameter."""
+    return {
+        (method, re.sub("{.*?}", "{}", route.path))
+        for route in routes
+        for method in getattr(route, "methods", None) or ()
+    }
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -154,6 +154,15 @@ async def test_mounted_application_is_served(extended: Any) -> None:
         assert (missing.status_code, missing.json()["error"]) == (404, "Not found")
 
 
+async def test_mount_at_the_root_takes_no_method_of_the_service(extended: Any) -> None:
+    def extend(app: Application) -> None:
+        app.mount("", FastAPI())
+
+    async with extended(extend) as service:
+        assert (await ask(service, "/livez", "PATCH")).status_code == 405
+        assert (await ask(service, "/api/tasks")).status_code == 401
+
+
 async def test_mount_cannot_reach_routes_by_another_spelling_of_their_path(extended: Any) -> None:
     def extend(app: Application) -> None:
         app.mount("/files", FastAPI())
@@ -205,6 +214,28 @@ async def test_exception_handler_answers_in_place_of_the_service(extended: Any) 
         assert (await ask(service, "/nowhere")).json()["error"] == "Not found"
 
 
+@pytest.mark.parametrize("key", [500, Exception, RuntimeError])
+async def test_handler_of_internal_errors_answers_no_other_error(
+    extended: Any, key: int | type[Exception]
+) -> None:
+    def extend(app: Application) -> None:
+        @app.exception_handler(key)
+        async def sorry(_: Request, __: Exception) -> Response:
+            return PlainTextResponse("sorry", 500)
+
+        @app.get("/fault")
+        async def fault() -> None:
+            raise RuntimeError("not for the client")
+
+    async with extended(extend) as service:
+        fault = await ask(service, "/fault")
+        assert (fault.status_code, fault.text) == (500, "sorry")
+        assert (await ask(service, "/nowhere")).status_code == 404
+        assert (await ask(service, "/api/tasks")).status_code == 401
+        invalid = await ask(service, "/api/tasks?status=x", headers=bearer("alice"))
+        assert (invalid.status_code, invalid.json()["code"]) == (400, "invalid_parameter")
+
+
 async def test_handler_can_raise_http_exception(
     extended: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +271,8 @@ def test_override_of_the_token_is_refused() -> None:
         application().dependency_overrides[bearer_scheme] = lambda: "alice"
     with pytest.raises(TypeError, match="todo-api token USER"):
         application().dependency_overrides.update({bearer_scheme: lambda: "alice"})
+    with pytest.raises(TypeError, match="todo-api token USER"):
+        application().dependency_overrides = {bearer_scheme: lambda: "alice"}
 
 
 def test_websocket_route_is_refused_when_the_application_is_built() -> None:
@@ -257,6 +290,30 @@ def test_startup_handler_is_refused_when_the_application_is_built() -> None:
     app.router.add_event_handler("startup", lambda: None)
     with pytest.raises(StartupError, match="extend the lifespan"):
         app.build_middleware_stack()
+
+
+def test_dependency_of_the_application_is_refused_when_it_is_built() -> None:
+    app = application()
+    app.router.dependencies.append(Depends(lambda: None))
+    with pytest.raises(StartupError, match="use add_middleware"):
+        app.build_middleware_stack()
+
+
+@pytest.mark.parametrize("path", ["/livez", "/api/tasks/{task}", "/api/{user}/tasks/{task}"])
+def test_route_that_would_never_be_called_is_refused_when_the_application_is_built(
+    path: str,
+) -> None:
+    app = application()
+    router = APIRouter()
+    router.add_api_route(path, lambda: None)
+    app.include_router(router)
+    with pytest.raises(StartupError, match=r"GET /.*: todo-api has a route for this"):
+        app.build_middleware_stack()
+
+
+def test_routes_cannot_be_appended_where_they_would_be_lost() -> None:
+    with pytest.raises(AttributeError, match="append"):
+        application().routes.append(Route("/x", lambda _: PlainTextResponse("x")))  # type: ignore[attr-defined]
 
 
 def test_parameter_that_nothing_reads_is_refused() -> None:

@@ -154,7 +154,7 @@ def test_lines_without_an_id_are_known_by_all_that_they_say(database_url: str) -
         ({"description": "no title"}, "line 3: Title is required"),
         ({"title": "a", "\x1b[2J": 1}, "line 3: Unknown field: ?[2J"),
         ({"title": "a\0"}, "line 3: Title must not contain the NUL character"),
-        ({"title": "a", "id": "\0"}, "line 3: it is not valid JSON: text with NUL"),
+        ({"title": "a", "id": "\0"}, "line 3: has text with NUL, or a number out of range"),
         ({"title": "a", "status": "complete", "completed": False}, "line 3: status and completed"),
         ({"title": "a", "due_date": "01.12.2026"}, "line 3: Invalid due_date"),
         ({"title": "a", "user_id": "bob"}, "line 3: is a task of another user"),

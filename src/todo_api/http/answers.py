@@ -168,17 +168,28 @@ class Errors:
         context.reason = ours.reason or context.reason
         if context.status:
             return None
-        return await self._handled(error, Request(scope)) or error_answer(ours)
+        handler = self._handler(error, ours.status_code)
+        return await _handled(handler, error, Request(scope)) or error_answer(ours)
 
-    async def _handled(self, error: BaseException, request: Request) -> Response | None:
-        """Call the application's handler for the status or the nearest class, as Starlette does."""
-        keys = [getattr(error, "status_code", None), *type(error).__mro__]
-        handler = next((self._handlers[key] for key in keys if key in self._handlers), None)
-        if handler is None:
-            return None
-        answer = handler(request, error)
-        response: Response | None = await answer if isawaitable(answer) else answer
-        return response
+    def _handler(self, error: BaseException, status: int) -> Any:
+        """Return the application's handler for the status or the nearest class.
+
+        As in Starlette, a handler for `Exception` is for internal errors only.
+        """
+        classes = [each for each in type(error).__mro__ if each is not Exception]
+        keys = [getattr(error, "status_code", None), *classes, status]
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            keys.append(Exception)
+        return next((self._handlers[key] for key in keys if key in self._handlers), None)
+
+
+async def _handled(handler: Any, error: BaseException, request: Request) -> Response | None:
+    """Call a handler that the application may have for the error."""
+    if handler is None:
+        return None
+    answer = handler(request, error)
+    response: Response | None = await answer if isawaitable(answer) else answer
+    return response
 
 
 def _as_ours(error: BaseException, request_id: str) -> ApiError:

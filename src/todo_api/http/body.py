@@ -87,16 +87,16 @@ def _check_declaration(types: Sequence[bytes], media_types: Collection[str]) -> 
         raise UnsupportedMediaType
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Return the JSON object of a body. Raises `InvalidJson`."""
+def parse_object(text: bytes, what: str = "Body") -> dict[str, Any]:
+    """Return the JSON object in a text, which errors call `what`. Raises `InvalidJson`."""
     try:
         value = jiter.from_json(
-            body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys"
+            text, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys"
         )
     except ValueError as error:
-        raise InvalidJson(f"Body is not valid JSON: {_without_content(str(error))}") from None
+        raise InvalidJson(f"{what} is not valid JSON: {_without_content(str(error))}") from None
     if not isinstance(value, dict):
-        raise InvalidJson("Body must be a JSON object")
+        raise InvalidJson(f"{what} must be a JSON object")
     return value
 
 

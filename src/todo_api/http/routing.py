@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Router
+from starlette.routing import Match, Mount, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from todo_api.auth.owner import Authenticator, Owner
@@ -181,5 +181,6 @@ class PathTable:
             RequestContext.of(scope).route = getattr(scope.get("route"), "path", None)
 
     def _is_added(self, scope: Scope) -> bool:
-        """Tell whether somebody has added this method to a path of ours."""
-        return any(route.matches(scope)[0] is Match.FULL for route in self._router.routes)
+        """Tell whether somebody has added this method to a path of ours. A mount adds none."""
+        routes = [each for each in self._router.routes if not isinstance(each, Mount)]
+        return any(route.matches(scope)[0] is Match.FULL for route in routes)

@@ -23,6 +23,7 @@ from todo_api.tasks.fields import BY_NAME, MAXIMUM_ID
 from todo_api.tasks.owned_tasks import Operation
 from todo_api.tasks.schemas import (
     COMPLETED_TASK,
+    NOT_STORABLE,
     SHOWN_NAME_LENGTH,
     AnswerModel,
     NewTask,
@@ -279,5 +280,5 @@ def _problem(error: Any) -> ApiError:
 
 def _unknown(name: str) -> ApiError:
     if "\0" in name:
-        return InvalidJson("Body is not valid JSON: text with NUL, or a number out of range")
+        return InvalidJson(f"Body is not valid JSON: {NOT_STORABLE}")
     return InvalidBatch(f"Unknown member: {name[:SHOWN_NAME_LENGTH]}")

@@ -117,9 +117,9 @@ def _read_json(lines: _Lines) -> Iterator[Line]:
         lines.taken = 0
         if line.strip():
             try:
-                members = parse_object(line)
+                members = parse_object(line, "it")
             except InvalidJson as error:
-                raise refusal(lines.number, error.message.replace("Body", "it", 1)) from None
+                raise refusal(lines.number, error.message) from None
             yield Line(lines.number, members)
 
 

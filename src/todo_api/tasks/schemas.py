@@ -57,6 +57,9 @@ MAXIMUM_LIMIT = 200
 SEARCH_LENGTH = 200
 """The most characters of a search."""
 
+NOT_STORABLE = "text with NUL, or a number out of range"
+"""What JSON can have and this service cannot store."""
+
 SHOWN_NAME_LENGTH = 100
 """How much of an unknown field's name a message shows."""
 
@@ -301,7 +304,7 @@ def _field_error(model: type[BaseModel], name: str, error: Any) -> FieldError:
     """Return the code and the message for what pydantic found wrong with one member."""
     code = _CODES.get(error["type"], error["type"])
     if code == "invalid_json" or "\0" in name:
-        raise InvalidJson("Body is not valid JSON: text with NUL, or a number out of range")
+        raise InvalidJson(f"Body is not valid JSON: {NOT_STORABLE}")
     field = BY_NAME.get(name)
     if field is None or code == "unknown_field":
         shown = name[:SHOWN_NAME_LENGTH]

@@ -21,12 +21,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 from todo_api.auth.owner import Owner
 from todo_api.database.long_transaction import OwnersTransaction
-from todo_api.errors import ApiError, StartupError
+from todo_api.errors import ApiError, InvalidJson, StartupError
 from todo_api.settings import Settings
 from todo_api.tasks import files, statements
 from todo_api.tasks.fields import DEFAULTS, MAXIMUM_ID
 from todo_api.tasks.files import Format
-from todo_api.tasks.schemas import NewTask, read
+from todo_api.tasks.schemas import NOT_STORABLE, NewTask, read
 
 TASKS_PER_ROUND_TRIP = 200
 
@@ -138,8 +138,10 @@ class Transfer:
                 raise files.refusal(number, "is a task of another user; name them with --from")
             try:
                 values = read(NewTask, members).values()
+            except InvalidJson:
+                raise files.refusal(number, f"has {NOT_STORABLE}") from None
             except ApiError as error:
-                raise files.refusal(number, error.message.replace("Body", "it", 1)) from None
+                raise files.refusal(number, error.message) from None
             new = statements.bind_new({**DEFAULTS, **values})
             yield {**new, **self._identity(members)}
 
