@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from support.service import settings
-from support.waiting import until
+from support.waiting import LIMIT, until
 from support.wire import Wire
 from todo_api import server
 from todo_api.database import pool
@@ -130,12 +130,17 @@ async def test_server_reports_its_statement_timeout(database: Database) -> None:
     assert len(database.pool._open) == 1
 
 
-async def test_waiter_without_a_connection_in_time_gets_database_busy(database_url: str) -> None:
+async def test_waiter_without_a_connection_in_time_gets_database_busy(
+    database_url: str, sql: psycopg.Connection
+) -> None:
+    waits = Statement(b"waits", b"SELECT pg_advisory_xact_lock_shared(1)::text", (), writes=False)
     async with opened(database_url, pool_size=2, pool_timeout=0.05) as database:
-        slow = [asyncio.create_task(database.run("alice", SLEEP, {"seconds": 1})) for _ in range(2)]
+        sql.execute("SELECT pg_advisory_lock(1)")
+        slow = [asyncio.create_task(database.run("alice", waits, {})) for _ in range(2)]
         await until(lambda: len(database.pool._open) == 2 and database.pool._limiter.in_use == 2)
         with pytest.raises(DatabaseBusy):
             await echo(database)
+        sql.execute("SELECT pg_advisory_unlock(1)")
         await asyncio.gather(*slow)
         assert await echo(database) == b"hello"
 
@@ -286,29 +291,47 @@ async def test_pool_replaces_killed_idle_connections_without_an_error(
         assert await database.run("alice", write, {}) == [b"written"]
 
 
+SLOW_ONCE = b"pg_sleep(CASE nextval('calls') WHEN 1 THEN 60 ELSE 0 END)::text"
+"""Takes long on its first call. `nextval` counts calls that are rolled back, too."""
+
+
+def count_calls(sql: psycopg.Connection) -> None:
+    sql.execute("CREATE SEQUENCE calls; GRANT USAGE ON SEQUENCE calls TO todo_member")
+
+
+def calls(sql: psycopg.Connection) -> Any:
+    return sql.execute("SELECT last_value FROM calls").fetchone()
+
+
 async def test_read_killed_in_flight_is_tried_again(
-    database: Database, sql: psycopg.Connection
+    database_url: str, sql: psycopg.Connection
 ) -> None:
-    task = asyncio.create_task(database.run("alice", SLEEP, {"seconds": 0.1}))
-    await until(lambda: terminate_all(sql, "%pg_sleep%"))
-    assert await task == [b""]
+    count_calls(sql)
+    read = Statement(b"slow_once", b"SELECT " + SLOW_ONCE, (), writes=False)
+    async with opened(database_url, statement_timeout=LIMIT) as database:
+        task = asyncio.create_task(database.run("alice", read, {}))
+        await until(lambda: terminate_all(sql, "%nextval%"))
+        assert await task == [b""]
+    assert calls(sql) == (2,)
 
 
 async def test_write_killed_in_flight_is_tried_again_because_it_was_rolled_back(
     database_url: str, sql: psycopg.Connection
 ) -> None:
+    count_calls(sql)
     sql.execute("CREATE TABLE log (n int); GRANT ALL ON log TO todo_member")
     write = Statement(
         b"slow_write",
-        b"WITH slow AS (INSERT INTO log VALUES (1) RETURNING pg_sleep(0.2)) SELECT 'ok' FROM slow",
+        b"WITH slow AS (INSERT INTO log VALUES (1) RETURNING %b) SELECT 'ok' FROM slow" % SLOW_ONCE,
         (),
         writes=True,
     )
-    async with opened(database_url) as database:
+    async with opened(database_url, statement_timeout=LIMIT) as database:
         task = asyncio.create_task(database.run("alice", write, {}))
         await until(lambda: terminate_all(sql, "%INSERT INTO log%"))
         assert await task == [b"ok"]
     assert sql.execute("SELECT count(*) FROM log").fetchone() == (1,)
+    assert calls(sql) == (2,)
 
 
 async def test_write_is_not_repeated_after_its_result_was_lost(
@@ -345,11 +368,10 @@ async def test_list_that_breaks_off_is_read_again_at_once(
     database_url: str, short_folder: Path, sql: psycopg.Connection
 ) -> None:
     """Not only at the deadline: until then, the loop would watch a socket that libpq has closed."""
-    sql.execute("CREATE SEQUENCE calls; GRANT USAGE ON SEQUENCE calls TO todo_member")
+    count_calls(sql)
     rows = Statement(
         b"rows",
-        b"SELECT repeat('x', 1000) FROM generate_series(1, 20) UNION ALL"
-        b" SELECT pg_sleep(CASE nextval('calls') WHEN 1 THEN 60 ELSE 0 END)::text",
+        b"SELECT repeat('x', 1000) FROM generate_series(1, 20) UNION ALL SELECT " + SLOW_ONCE,
         (),
         writes=False,
         streamed=True,
@@ -365,11 +387,11 @@ async def test_list_that_breaks_off_is_read_again_at_once(
 async def test_request_to_a_frozen_server_times_out(database_url: str, short_folder: Path) -> None:
     async with (
         Wire(database_url, short_folder) as wire,
-        opened(wire.url, statement_timeout=0.5, pool_size=1) as database,
+        opened(wire.url, statement_timeout=2, pool_size=1) as database,
     ):
         wire.frozen = True
         with pytest.raises(StatementTimeout):
-            await asyncio.wait_for(echo(database), 5)
+            await asyncio.wait_for(echo(database), LIMIT)
         wire.frozen = False
         assert await echo(database) == b"hello"
         assert database.pool._limiter.in_use == 0
@@ -384,7 +406,7 @@ async def test_unreachable_server_is_reported_after_a_few_attempts(
     await until(lambda: not database.pool._open)
     assert await database.why_not_ready() == UNREACHABLE
     with pytest.raises(DatabaseUnreachable) as caught:
-        await asyncio.wait_for(echo(database), 5)
+        await asyncio.wait_for(echo(database), LIMIT)
     assert str(caught.value.__cause__) == "Connection refused"
     async with Wire(database_url, short_folder):
         assert await echo(database) == b"hello"

@@ -47,8 +47,8 @@ STRANGER = 54321
 """An ordinary uid that owns nothing here."""
 
 
-def eventually(holds: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
+def eventually(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + LIMIT
     while not holds():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.005)

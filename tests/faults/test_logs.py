@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from asyncio import to_thread
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
+import psutil
 import psycopg
 import pytest
 
@@ -225,12 +225,18 @@ def test_line_of_a_refused_token_says_why(tmp_path: Path, database_url: str) -> 
 
 
 def leave(program: Program, *parts: bytes, when: Callable[[], object]) -> None:
-    """Send a request, and close the connection when the condition holds."""
+    """Send a request, close the connection when the condition holds, and let the program notice."""
     head = f"Host: x\r\nAuthorization: Bearer {token('alice')}\r\n".encode()
     address = urlsplit(program.address)
     with socket.create_connection((address.hostname, address.port)) as connection:
+        ours = connection.getsockname()
         connection.sendall(head.join(parts))
         wait_for(when)
+    wait_for(lambda: ours not in [each.raddr for each in sockets(program)])
+
+
+def sockets(program: Program) -> list[Any]:
+    return psutil.Process(program.process.pid).net_connections("tcp")
 
 
 def test_client_that_leaves_has_status_0(
@@ -249,7 +255,6 @@ def test_client_that_leaves_has_status_0(
             holder.execute("SELECT FROM tasks FOR UPDATE")
             verb = b"PATCH /api/tasks/1/complete HTTP/1.1\r\n"
             leave(program, verb, b"X-Request-ID: answer\r\n\r\n", when=at_work)
-            time.sleep(0.2)  # until the program notices
         lines = [log.of("body"), log.of("answer")]
     assert [line["route"] for line in lines] == [TASKS, f"{TASK}/complete"]
     assert [line["status"] for line in lines] == [0, 0]

@@ -283,8 +283,8 @@ def test_levels_follow_a_request_that_is_blocked(
             assert [answer.result() for answer in answers] == [200] * 3
         wait_for(lambda: levels() == [0, 1, 0, 0])
         assert meter.value("pool_wait_seconds_count") == 2
-        assert 0.5 < (meter.value("pool_wait_seconds_sum") or 0) < 20
-        assert 0.8 < (meter.value("request_duration_seconds_sum", *LISTED) or 0) < 30
+        assert (meter.value("pool_wait_seconds_sum") or 0) > 0.5
+        assert (meter.value("request_duration_seconds_sum", *LISTED) or 0) > 0.8
         assert meter.value("request_duration_seconds_bucket", "0.25", *LISTED) == 0
         assert meter.value("request_duration_seconds_bucket", "+Inf", *LISTED) == 3
 

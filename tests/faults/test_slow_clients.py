@@ -429,9 +429,7 @@ async def test_time_for_a_head_starts_after_the_request_in_flight(
         last = LIST[:-2] + b"Connection: close\r\n\r\n"
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(client, change + LIST + last[:20])
-        await asyncio.sleep(
-            1.2 * SECONDS
-        )  # longer than HEAD_SECONDS, shorter than the request deadline
+        await asyncio.sleep(1.2 * SECONDS)  # longer than HEAD_SECONDS
         holder.rollback()
     await loop.sock_sendall(client, last[20:])
     answer = await read_to_the_end(client)
@@ -485,7 +483,7 @@ def overrun(program: Program) -> None:
 
 def until_answered(client: httpx2.Client) -> None:
     """Send requests until one is answered, after the program has closed old connections."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         with suppress(httpx2.TransportError):
             if client.get("/livez").status_code == 200:
