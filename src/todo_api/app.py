@@ -1,4 +1,4 @@
-"""The one place where the parts meet."""
+"""Builds the application from its parts."""
 
 import math
 import re
@@ -249,7 +249,7 @@ def _expected_of_published(settings: Settings) -> Expected | None:
 
 
 def _observers(settings: Settings) -> list[Observer]:
-    """Return what is to be told of each request."""
+    """Return the functions to call after each request."""
     observers: list[Observer] = []
     if settings.log_level in {"debug", "info"}:
         key = settings.log_key.get_secret_value() if settings.log_key else token_hex()

@@ -79,7 +79,7 @@ class Limiter(Generic[Resource]):
             raise
         finally:
             deadline.cancel()
-            del waiter  # it has the refusal, whose traceback has this frame: both would be garbage
+            del waiter  # breaks the cycle of the refusal, its traceback and this frame
 
     def release(self, resource: Resource | None = None) -> bool:
         """Release a slot with its resource, and return whether a waiter took them."""

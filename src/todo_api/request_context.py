@@ -57,7 +57,7 @@ class RequestContext:
     await_body: Callable[[Awaitable[Message]], Awaitable[Message]] = _await
     """Awaits a part of the body that has not arrived yet."""
     step_aside: Callable[[Awaitable[bool]], Awaitable[bool]] = _wait
-    """Awaits an event of other requests, without a place among those in flight."""
+    """Awaits an event of other requests, without a slot."""
     on_shutdown: Callable[[], None] | None = None
     """Called when the server begins to shut down. A request that waits ends its wait."""
 

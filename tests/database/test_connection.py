@@ -367,7 +367,7 @@ async def test_read_is_tried_again_after_its_result_was_lost(
 async def test_list_that_breaks_off_is_read_again_at_once(
     database_url: str, short_folder: Path, sql: psycopg.Connection
 ) -> None:
-    """Not only at the deadline: until then, the loop would watch a socket that libpq has closed."""
+    """Before the deadline, although libpq has closed the socket that the loop watches."""
     count_calls(sql)
     rows = Statement(
         b"rows",

@@ -292,7 +292,7 @@ def test_levels_follow_a_request_that_is_blocked(
 def test_workers_are_added_up_and_one_that_dies_is_not_missed(
     tmp_path: Path, database_url: str, unused_port: int
 ) -> None:
-    """What it had counted is kept; the connections that it had are not."""
+    """The counters of a dead worker remain. Its connections no longer count."""
     log = r'.*"signal 9".*\n'
     with metered(tmp_path, database_url, unused_port, *TWO, end=signal.SIGINT, log=log) as meter:
         wait_for(lambda: meter.value("pool_connections") == 2)  # one of each

@@ -72,7 +72,7 @@ def json_answer(
 
 
 class Batches(Protocol):
-    """Batches of JSON values, to be read as fast as they can be sent."""
+    """An asynchronous iterator over batches of JSON values."""
 
     def __aiter__(self) -> AsyncIterator[list[bytes]]:
         """Iterate over the batches."""
@@ -82,7 +82,7 @@ class Batches(Protocol):
 
 
 class _LongArray(Response):
-    """A JSON array that is sent as it comes: in memory is one batch of it at a time."""
+    """A streamed JSON array. It holds one batch in memory at a time."""
 
     def __init__(
         self, first: list[bytes], rest: Batches, headers: Mapping[str, str] | None
@@ -121,7 +121,7 @@ async def _send_more(send: Send, body: bytes) -> None:
 def array_answer(
     first: list[bytes], rest: Batches | None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return a JSON array of values that are JSON already, whole or as it comes."""
+    """Return a JSON array of values that are JSON already, whole or streamed."""
     if rest is None:
         return json_answer(b"[" + b",".join(first) + b"]", headers=headers)
     return _LongArray(first, rest, headers)
@@ -135,8 +135,8 @@ def error_answer(error: ApiError) -> Response:
 class Errors:
     """Answers every error: with a handler that the application has for it, else in our shape.
 
-    Logs an error of the service once, with its cause. Stands inside CORS, so that a browser can
-    read the answer. A response that has started cannot become an error, so the server cuts the
+    Logs an error of the service once, with its cause. CORS is outside of it, so that a browser
+    can read the answer. A response that has started cannot become an error, so the server cuts the
     connection.
     """
 

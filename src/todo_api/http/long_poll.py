@@ -1,4 +1,4 @@
-"""A request that waits for an event: it gives up its place meanwhile, and may end early."""
+"""A request that waits for an event: it gives up its slot meanwhile, and may end early."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,7 +10,7 @@ from todo_api.request_context import RequestContext
 
 
 async def step_aside(request: Request, event: Awaitable[bool]) -> bool:
-    """Await an event without a place among the requests in flight, and without their deadline."""
+    """Await an event without a slot and without the deadline of a request."""
     return await RequestContext.of(request.scope).step_aside(event)
 
 

@@ -1,4 +1,4 @@
-"""What an imported task was made from, so that `todo-api import` can be repeated."""
+"""Add the source of an imported task, so that `todo-api import` can be repeated."""
 
 from alembic import op
 
