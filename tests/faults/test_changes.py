@@ -104,12 +104,12 @@ def test_write_through_another_process_ends_the_wait(
 def test_client_that_leaves_gives_up_its_place(
     tmp_path: Path, variables: Mapping[str, str]
 ) -> None:
-    """One user has twenty places."""
+    """At most twenty requests of one user wait."""
     with serving(tmp_path, **variables) as program:
         cursor = follow(program, {}, None)
         clients = []
         for _ in range(20):
-            client = httpx2.Client(base_url=program.address, headers=bearer("alice"))
+            client = httpx2.Client(base_url=program.address, headers=bearer("alice"), timeout=LIMIT)
             request = client.build_request("GET", PATH, params={"since": cursor, "wait": "60"})
             thread = threading.Thread(target=_ignoring, args=(client, request), daemon=True)
             thread.start()

@@ -92,7 +92,9 @@ def scraped(
             assert client.get("/api/tasks", headers=alice).status_code == 503
 
         def text() -> str:
-            return httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+            return httpx2.get(
+                f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=LIMIT
+            ).text
 
         wait_for(lambda: 'status="503"' in text())  # an answer is counted when it has been sent
         yield Scraped(text())

@@ -423,7 +423,7 @@ def test_libraries_log_no_routine_events(level: str, shown: str) -> None:
 
 def answers(url: str) -> bool:
     try:
-        return httpx2.get(url, trust_env=False).status_code == 200
+        return httpx2.get(url, trust_env=False, timeout=LIMIT).status_code == 200
     except httpx2.TransportError:
         return False
 

@@ -54,7 +54,7 @@ def program(running: Program, folder: Path, sql: psycopg.Connection) -> Iterator
     """Yield the program on an empty database, and check it after the test."""
     sql.execute("TRUNCATE users CASCADE")
     yield running
-    assert httpx2.get(f"{running.address}/livez").status_code == 200
+    assert httpx2.get(f"{running.address}/livez", timeout=LIMIT).status_code == 200
     assert "Traceback" not in (folder / "log").read_text()
 
 
@@ -448,7 +448,7 @@ def test_invalid_pipelined_request_does_not_spoil_the_answer_before_it(
 
 
 def test_client_that_pipelines_and_leaves_causes_no_error(program: Program, folder: Path) -> None:
-    address = address_of(LARGEST, httpx2.get(f"{program.address}/docs").text)
+    address = address_of(LARGEST, httpx2.get(f"{program.address}/docs", timeout=LIMIT).text)
     document = f"GET {address} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     for _ in range(5):
         with socket.socket() as connection:

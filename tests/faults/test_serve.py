@@ -183,7 +183,7 @@ def test_program_without_standard_files_serves_and_ends(tmp_path: Path, database
 
 def answers(address: tuple[str, int]) -> bool:
     try:
-        return httpx2.get("http://{}:{}/livez".format(*address)).status_code == 200
+        return httpx2.get("http://{}:{}/livez".format(*address), timeout=LIMIT).status_code == 200
     except httpx2.TransportError:
         return False
 
@@ -251,7 +251,7 @@ def test_data_folder_with_an_odd_or_long_path(tmp_path: Path, name: str) -> None
 
 def test_database_url_means_no_embedded_server(tmp_path: Path, database_url: str) -> None:
     with serving(tmp_path, DATABASE_URL=database_url, **KEYS) as program:
-        answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"))
+        answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"), timeout=LIMIT)
         assert (answer.status_code, answer.json()) == (200, [])
         assert program.stop() == 0
     assert not (tmp_path / ".data").exists()
@@ -379,7 +379,7 @@ def test_token_signs_in(tmp_path: Path, database_url: str) -> None:
 def test_openapi_prints_the_served_document(tmp_path: Path, database_url: str) -> None:
     printed = json.loads(run(tmp_path, "openapi").stdout)
     with serving(tmp_path, DATABASE_URL=database_url, **KEYS) as program:
-        assert httpx2.get(f"{program.address}/openapi.json").json() == printed
+        assert httpx2.get(f"{program.address}/openapi.json", timeout=LIMIT).json() == printed
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
@@ -400,9 +400,11 @@ def test_worker_dies_while_the_database_takes_no_logins(
         wait_for(lambda: len(program.workers()) == 2 and victim not in program.workers())
         sql.execute("ALTER ROLE flaky LOGIN")
         for _ in range(20):
-            answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"))
+            answer = httpx2.get(
+                f"{program.address}/api/tasks", headers=bearer("alice"), timeout=LIMIT
+            )
             assert answer.status_code in {200, 500}
-        wait_for(lambda: httpx2.get(f"{program.address}/readyz").status_code == 200)
+        wait_for(lambda: httpx2.get(f"{program.address}/readyz", timeout=LIMIT).status_code == 200)
         assert program.stop() == 0
 
 

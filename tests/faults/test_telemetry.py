@@ -331,7 +331,7 @@ def test_service_runs_without_the_extra(tmp_path: Path, database_url: str) -> No
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     variables = {**KEYS, "DATABASE_URL": database_url, "PYTHONPATH": str(tmp_path)}
     with serving(tmp_path, **variables) as program:
-        answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"))
+        answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"), timeout=LIMIT)
         assert answer.status_code == 200
         assert program.stop() == 0
     assert (tmp_path / "log").read_text() == ""
