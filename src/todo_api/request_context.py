@@ -61,6 +61,12 @@ class RequestContext:
     on_shutdown: Callable[[], None] | None = None
     """Called when the server begins to shut down. A request that waits ends its wait."""
 
+    @property
+    def announced_length(self) -> int:
+        """The length of the body according to `Content-Length`, or 0."""
+        value = self.headers.get(b"content-length", [b"0"])[0]
+        return int(value[:20]) if value.isdigit() else 0
+
     @classmethod
     def of(cls, scope: Scope) -> Self:
         """Return the context of a request. The first call makes it."""

@@ -242,6 +242,25 @@ async def test_cursor_of_another_list_or_user_is_refused(service: Service) -> No
     assert same.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("sort", "content"),
+    [
+        ("created", b'["2026-12-01T00:00:00+16:00",1]'),
+        ("updated", b'["0001-01-02T00:00:00+23:59",1]'),
+        ("due_date", b'["2026-12-01T00:00:00-23:59",true,1]'),
+    ],
+)
+async def test_forged_cursor_with_an_odd_offset_is_read(
+    service: Service, sort: schemas.Sort, content: bytes
+) -> None:
+    made = schemas.TaskQuery.model_construct(sort=sort)
+    packed = compress(content)
+    digest = query._digest(packed, made, "alice")
+    cursor = urlsafe_b64encode(digest + packed).decode().rstrip("=")
+    answer = await ask(service, "/api/tasks", sort=sort, cursor=cursor)
+    assert (answer.status_code, answer.json()) == (200, [])
+
+
 FORGED: list[tuple[str, bytes]] = [
     *(("created", content) for content in (b"", b"x", b"null", b"[]", b"{}", b'["x",1]', b"\xff")),
     ("created", b'["\\u0000",1]'),

@@ -29,6 +29,11 @@ Play: TypeAlias = Callable[..., Awaitable[Any]]
 
 def curl(command: str, address: str) -> Any:
     """Run an example and return the JSON that it prints."""
+    return json.loads(printed(command, address))
+
+
+def printed(command: str, address: str) -> str:
+    """Run an example and return what it prints."""
     done = subprocess.run(
         ["bash", "-euc", command.replace("curl", "curl -sS --fail-with-body", 1)],
         env=environment(TOKEN=token("alice")),
@@ -38,7 +43,7 @@ def curl(command: str, address: str) -> Any:
     )
     assert (done.returncode, done.stderr) == (0, ""), f"{command}\n{done.stdout}{done.stderr}"
     assert address in command
-    return json.loads(done.stdout)
+    return done.stdout
 
 
 def test_curl_examples_do_what_the_page_says(
@@ -49,7 +54,7 @@ def test_curl_examples_do_what_the_page_says(
     settings = {"BETTER_AUTH_SECRET": SECRET, "DATABASE_URL": database_url}
     with serving(tmp_path, **settings) as program, program.client(token("alice")) as client:
         address = program.address.removeprefix("http://")
-        search, create, batch, changes = (
+        search, page, refresh, edit, create, batch, changes = (
             command.replace("localhost:8000", address) for command in CURL
         )
         for task in (
@@ -57,14 +62,29 @@ def test_curl_examples_do_what_the_page_says(
             {"title": "Milk", "due_date": "2026-12-08"},
             {"title": "Bread", "due_date": "2026-12-07"},
         ):
-            assert client.post("/api/tasks", json=task).status_code == 201
+            created = client.post("/api/tasks", json=task)
+            assert created.status_code == 201
+        shown = printed(page, address).lower()
+        assert "\nx-total-count: 3\n" in shown.replace("\r", "")
+        assert "\nlink: </api/tasks?limit=1&count=true&cursor=" in shown
+        refresh, edit = (
+            each.replace("tasks/42", f"tasks/{created.json()['id']}").replace(
+                '"7"', created.headers["ETag"]
+            )
+            for each in (refresh, edit)
+        )
+        assert printed(refresh, address).startswith("HTTP/1.1 304 ")
+        assert printed(edit, address).startswith("HTTP/1.1 200 ")
+        assert printed(refresh, address).startswith("HTTP/1.1 200 ")
+        with pytest.raises(AssertionError, match="task_changed"):
+            printed(edit, address)
         assert [task["due_date"] for task in curl(search, address)] == ["2026-12-07"]
         assert curl(create, address) == curl(create, address)
         made = [result["task"]["title"] for result in curl(batch, address)["results"]]
         feed = curl(changes, address)
     assert made == ["Buy milk", "Bake a cake"]
     stored = sql.execute("SELECT title FROM tasks ORDER BY version").fetchall()
-    assert [title for (title,) in stored] == ["Milk", "Milk", "Bread", "Buy milk", *made]
+    assert [title for (title,) in stored] == ["Milk", "Milk", "Rye bread", "Buy milk", *made]
     assert [(change["task"]["title"],) for change in feed["changes"]] == stored
 
 

@@ -81,6 +81,18 @@ def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
 
+@pytest.mark.parametrize("length", [1_048_577, 3_000_000])
+def test_refusal_of_a_body_that_is_too_long_to_skip_announces_the_end(
+    program: Program, length: int
+) -> None:
+    head = b"POST /api/tasks/batch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % length
+    with connect(program) as connection:
+        connection.sendall(head + SIGNED + b"\r\n" + b" " * 1000)
+        answer = read(connection)
+    assert status(answer) == 413
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+
+
 def test_unusual_request_line_gets_its_status(program: Program) -> None:
     lines = {
         "GET /api/x/../tasks HTTP/1.1": 404,

@@ -43,15 +43,14 @@ async def read_body(request: Request, limit: int = MAXIMUM_BYTES) -> bytes:
     """
     context = RequestContext.of(request.scope)
     if context.body is None:
-        announced = context.headers.get(b"content-length", [b"0"])[0]
-        context.body = await _read(request, announced, limit)
+        if context.announced_length > limit:
+            raise BodyTooLarge(f"Body must be {limit} bytes or less")
+        context.body = await _read(request, limit)
     return context.body
 
 
-async def _read(request: Request, announced: bytes, limit: int) -> bytes:
+async def _read(request: Request, limit: int) -> bytes:
     """Read the body. Refuse it as soon as it exceeds the limit, and stop reading."""
-    if announced.isdigit() and int(announced[:20]) > limit:
-        raise BodyTooLarge(f"Body must be {limit} bytes or less")
     body = bytearray()
     while True:
         message = await request.receive()

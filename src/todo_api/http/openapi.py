@@ -90,7 +90,7 @@ HEADERS: Json = {
 _COMMON = ("X-Request-ID", "Cache-Control", "Vary", "X-Content-Type-Options")
 _LIMITED = ("RateLimit-Policy", "RateLimit")
 _OF_STATUS = {
-    401: ("WWW-Authenticate",),
+    401: ("WWW-Authenticate", *_LIMITED),
     403: (),
     412: ("ETag", *_LIMITED),
     415: ("Accept", *_LIMITED),

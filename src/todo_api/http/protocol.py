@@ -159,6 +159,8 @@ class _Exchange(RequestResponseCycle):
         self.response_started = True
         if self.waiting_for_100_continue:  # the client may or may not send the body
             self.waiting_for_100_continue = self.keep_alive = False
+        if self.more_body and self.context.announced_length > DISCARD_BYTES:
+            self.keep_alive = False  # the server does not skip so much
         lines = [b"%b: %b\r\n" % field for field in chain(self.default_headers, headers)]
         head = STATUS_LINE[status] + b"".join(lines)
         if head.count(b"\r") > len(lines) + 1 or head.count(b"\n") > len(lines) + 1:

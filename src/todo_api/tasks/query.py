@@ -118,9 +118,11 @@ def read_cursor(query: TaskQuery, user_id: str) -> Position | None:
 
 
 def _moment_in_cursor(text: str) -> str:
-    if text not in {"infinity", "-infinity"}:
-        read_due_date(text)
-    return text
+    """Return the moment in UTC, because PostgreSQL refuses offsets of 16 hours."""
+    if text in {"infinity", "-infinity"}:
+        return text
+    moment = read_due_date(text).at
+    return "infinity" if moment is None else moment.isoformat()
 
 
 _Id = Annotated[int, Field(ge=1, le=MAXIMUM_ID)]

@@ -479,7 +479,7 @@ def _responses(path: str, operation: _Operation) -> dict[int | str, dict[str, An
         404: names_task,
         410: operation.answer is Changes,
         412: names_task and operation.method != "GET",
-        413: has_body,
+        413: has_body or writes_task,  # a key covers the body of a deletion, too
         415: has_body,
         422: writes_task,
         429: True,
