@@ -358,7 +358,10 @@ def _database(settings: Settings) -> Iterator[str]:
     from todo_api.database import embedded
 
     embedded.forget_libpq_variables()
-    with embedded.EmbeddedPostgres.start(settings.data_dir / "postgres") as server:
+    folder = settings.data_dir / "postgres"
+    if not folder.exists():
+        console.note(f"Making a database in {folder} …")
+    with embedded.EmbeddedPostgres.start(folder) as server:
         yield server.url
 
 

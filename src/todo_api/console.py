@@ -116,6 +116,14 @@ def discard_output() -> None:
     os.close(nowhere)
 
 
+def note(text: str) -> None:
+    """Say on a terminal what may take longer than a second."""
+    if sys.stderr.isatty():
+        with suppress(OSError):  # the terminal is gone, and the work goes on
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+
 class Progress:
     """Says on a terminal how many things are done, if that takes longer than a second.
 

@@ -384,6 +384,9 @@ class Tasks(RuleBasedStateMachine):
         sort=st.sampled_from([*SORT_KEYS]),
         order=st.sampled_from(["asc", "desc"]),
         status=st.sampled_from(["all", "incomplete"]),
+        filters=st.fixed_dictionaries(
+            {}, optional={"priority": st.sampled_from(["high", "none"]), "due": st.just("none")}
+        ),
     )
     def walk(
         self,
@@ -393,12 +396,19 @@ class Tasks(RuleBasedStateMachine):
         sort: str,
         order: str,
         status: str,
+        filters: dict[str, str],
     ) -> None:
         """GET all pages of a list of somebody who has made tasks."""
         user = task[0]
         query = {"sort": sort, "order": order, "status": status, "limit": limit, "count": "true"}
-        path: str | None = f"{self.path(user, family)}?{urlencode(query)}"
-        expected = arranged(list(self.tasks[user].values()), status, sort, order)
+        path: str | None = f"{self.path(user, family)}?{urlencode(query | filters)}"
+        wanted = [
+            each
+            for each in self.tasks[user].values()
+            if filters.get("priority") in {None, each["priority"] or "none"}
+            and ("due" not in filters or each["due_date"] is None)
+        ]
+        expected = arranged(wanted, status, sort, order)
         seen: list[Task] = []
         while path:
             answer = self.ask(user, "GET", path)

@@ -98,6 +98,15 @@ def test_colours_are_only_on_a_terminal(tmp_path: Path, database_url: str) -> No
     assert ESCAPE in on_terminal(tmp_path, "--help")
 
 
+def test_a_terminal_shows_that_a_database_is_made(tmp_path: Path) -> None:
+    made = "Making a database in .data/postgres …"
+    assert on_terminal(tmp_path, "migrate").count(made) == 1
+    assert on_terminal(tmp_path, "migrate").count(made) == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    assert run(other, "migrate").stderr == ""
+
+
 def test_migrate_says_what_it_runs(tmp_path: Path, empty_database_url: str) -> None:
     there = {"DATABASE_URL": empty_database_url}
     first, second = (run(tmp_path, "migrate", **there) for _ in range(2))
