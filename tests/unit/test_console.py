@@ -24,7 +24,10 @@ def terminal() -> Iterator[tuple[int, io.TextIOWrapper]]:
 def shown(ours: int, file: io.TextIOWrapper) -> str:
     file.write("|")  # so that there is something to read
     file.flush()
-    return os.read(ours, 1000).decode().removesuffix("|")
+    text = ""
+    while not text.endswith("|"):  # it may arrive in parts
+        text += os.read(ours, 1000).decode()
+    return text.removesuffix("|")
 
 
 def test_progress_begins_after_a_second_and_leaves_no_line() -> None:
