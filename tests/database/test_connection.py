@@ -52,7 +52,7 @@ async def opened(url: str, **values: Any) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    async with opened(database_url, pool_size=2, pool_timeout=30, statement_timeout=1) as it:
+    async with opened(database_url, pool_size=2, pool_timeout=LIMIT, statement_timeout=LIMIT) as it:
         yield it
 
 
@@ -123,11 +123,12 @@ async def test_error_leaves_the_connection_usable(database: Database) -> None:
     assert len(database.pool._open) == 1
 
 
-async def test_server_reports_its_statement_timeout(database: Database) -> None:
-    with pytest.raises(StatementTimeout):
-        await database.run("alice", SLEEP, {"seconds": 5})
-    assert await echo(database) == b"hello"
-    assert len(database.pool._open) == 1
+async def test_server_reports_its_statement_timeout(database_url: str) -> None:
+    async with opened(database_url, statement_timeout=1) as database:
+        with pytest.raises(StatementTimeout):
+            await database.run("alice", SLEEP, {"seconds": 60})
+        assert await echo(database) == b"hello"
+        assert len(database.pool._open) == 1
 
 
 async def test_waiter_without_a_connection_in_time_gets_database_busy(
