@@ -281,7 +281,8 @@ export class TaskStore {
   #write(method: string, path: string, { key }: Write, body?: unknown, version?: number) {
     const headers = new Headers({ "Idempotency-Key": key });
     if (version !== undefined) headers.set("If-Match", `"${version}"`);
-    return this.call(path, { method, headers, body: JSON.stringify(body), expected: [404, 412] });
+    const expected = version === undefined ? [] : [404, 412]; // a creation finds no other version
+    return this.call(path, { method, headers, body: JSON.stringify(body), expected });
   }
 
   async #fetch(id: number): Promise<Task | undefined> {
