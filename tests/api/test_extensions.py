@@ -313,7 +313,7 @@ def test_route_that_would_never_be_called_is_refused_when_the_application_is_bui
 
 def test_routes_cannot_be_appended_where_they_would_be_lost() -> None:
     with pytest.raises(AttributeError, match="append"):
-        application().routes.append(Route("/x", lambda _: PlainTextResponse("x")))  # type: ignore[attr-defined]
+        application().routes.append(Route("/x", lambda _: PlainTextResponse("x")))  # type: ignore[attr-defined]  # mypy sees it, too
 
 
 def test_parameter_that_nothing_reads_is_refused() -> None:
