@@ -121,8 +121,7 @@ def _moment_in_cursor(text: str) -> str:
     """Return the moment in UTC, because PostgreSQL refuses offsets of 16 hours."""
     if text in {"infinity", "-infinity"}:
         return text
-    moment = read_due_date(text).at
-    return "infinity" if moment is None else moment.isoformat()
+    return str(read_due_date(text).at)
 
 
 _Id = Annotated[int, Field(ge=1, le=MAXIMUM_ID)]
