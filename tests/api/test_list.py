@@ -9,7 +9,7 @@ import pytest
 
 from support.problems import problem
 from support.service import Service
-from todo_api.tasks.fields import fold
+from todo_api.tasks.search import fold
 
 UNKNOWN = (
     "Unknown query parameter {}. Allowed are status, sort, order, limit, cursor, count, q,"

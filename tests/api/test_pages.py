@@ -16,7 +16,7 @@ import pytest
 from support.problems import problem
 from support.service import Service, bearer
 from todo_api.tasks import query, schemas
-from todo_api.tasks.fields import fold
+from todo_api.tasks.search import fold
 
 SORTS = ("created", "updated", "title", "due_date", "priority")
 FAMILIES = ["/api/tasks", "/api/alice/tasks"]
@@ -369,12 +369,50 @@ async def test_search_finds_tasks_with_every_word(
     assert [task["id"] for task in answer.json()] == [ids[each] for each in found]
 
 
-async def test_search_stores_each_word_of_a_description_once(
+async def test_search_stores_no_word_of_a_description_that_is_in_another_one(
     service: Service, sql: psycopg.Connection
 ) -> None:
-    await service.create("alice", title="to to", description="Äpfel or\n APFEL or\tnot")
+    await service.create("alice", title="to to", description="Äpfel or\n APFEL fel or\tnot")
     stored = sql.execute("SELECT title_key, description_key FROM tasks").fetchall()
-    assert stored == [("to to", "apfel or not")]
+    assert stored == [("to to", "apfel not or")]
+
+
+async def test_search_finds_each_part_of_a_long_description(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    letters = Random(7)  # noqa: S311 - texts for a test
+    long = [
+        " ".join("".join(letters.choices(alphabet, k=7)) for _ in range(600))
+        for alphabet in ("abcdefghijkl", "бвгдежзийклм", "日月火水木金土年時分")
+    ]
+    ids = [(await service.create("alice", description=each))["id"] for each in long]
+    filters = sql.execute("SELECT octet_length(description_filter) FROM tasks").fetchall()
+    assert all(500 < size <= 2048 for (size,) in filters)
+    for length, start in product(range(1, 8), range(0, 4800, 400)):
+        for each, task in zip(long, ids, strict=True):
+            part = each[start + 7 - length : start + 7]
+            answer = await ask(service, "/api/tasks", q=part)
+            assert task in [found["id"] for found in answer.json()], part
+    assert (await ask(service, "/api/tasks", q=f"{long[0][:3]} {long[1][:2]}")).json() == []
+
+
+async def test_search_reads_no_long_description_whose_filter_lacks_the_word(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    await service.create("alice", description=" ".join(map(str, range(100_000, 100_400))))
+    sql.execute("UPDATE tasks SET description_key = 'kiwi'")
+    assert (await ask(service, "/api/tasks", q="kiwi")).json() == []
+    sql.execute("UPDATE tasks SET description_filter = NULL")
+    assert len((await ask(service, "/api/tasks", q="kiwi")).json()) == 1
+
+
+async def test_short_description_has_no_filter(service: Service, sql: psycopg.Connection) -> None:
+    task = await service.create("alice", description="long " + "x" * 4000)
+    stored = "SELECT description_filter IS NULL FROM tasks"
+    assert sql.execute(stored).fetchone() == (False,)
+    body = {"description": "short " * 800}
+    await service.request("PATCH", f"/api/tasks/{task['id']}", "alice", json=body)
+    assert sql.execute(stored).fetchone() == (True,)
 
 
 async def test_search_follows_changes(service: Service) -> None:

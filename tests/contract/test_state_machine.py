@@ -22,7 +22,8 @@ from hypothesis.stateful import (
 from support.problems import problem
 from support.program import Program, serving
 from support.service import SECRET, token
-from todo_api.tasks.fields import BODY_FIELDS, fold
+from todo_api.tasks.fields import BODY_FIELDS
+from todo_api.tasks.search import fold
 
 Task = dict[str, Any]
 runs = count(1)

@@ -10,7 +10,8 @@ import httpx2
 import schemathesis
 from pydantic import TypeAdapter
 
-from todo_api.tasks.fields import BODY_FIELDS, TaskField, fold, read_due_date
+from todo_api.tasks.fields import BODY_FIELDS, TaskField, read_due_date
+from todo_api.tasks.search import fold
 
 DUE_DATES = ("2026-12-01", "0001-01-01", "2026-12-01T12:00:00.123456-11:30", "9999-12-31T23:59:59Z")
 WRITABLE = {field.name for field in BODY_FIELDS}

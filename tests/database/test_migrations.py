@@ -164,15 +164,15 @@ def test_catalogue_is_the_intended_one(database_url: str) -> None:
             (
                 *("tasks", "INSERT"),
                 (
-                    "completed_at description description_key due_date due_is_day priority source"
-                    " status title title_key user_id version"
+                    "completed_at description description_filter description_key due_date"
+                    " due_is_day priority source status title title_key user_id version"
                 ),
             ),
             (
                 *("tasks", "UPDATE"),
                 (
-                    "completed_at description description_key due_date due_is_day priority status"
-                    " title title_key updated_at version"
+                    "completed_at description description_filter description_key due_date"
+                    " due_is_day priority status title title_key updated_at version"
                 ),
             ),
             ("tombstones", "INSERT", "task_id user_id version"),

@@ -98,6 +98,8 @@ VALUES: dict[str, object] = {
     **dict.fromkeys(("status", "priority", "due_from", "due_before"), None),
     "without_due_date": False,
     "words": ["task"],
+    "first_runs": [1],
+    "last_runs": [2],
     "count": False,
     "limit": None,
     "if_match": [1],  # of every task in these tables

@@ -45,7 +45,7 @@ def names(folder: Path) -> set[str]:
 
 
 def fill(url: str, users: int = 3) -> None:
-    """Put rows into every table of a backup, with every column set somewhere."""
+    """Put rows into every table of a backup, with every column of the first schema set."""
     with psycopg.connect(url) as connection:
         for number in range(users):
             connection.execute(
@@ -106,6 +106,8 @@ def without_versions(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 def test_every_row_and_column_comes_back(database_url: str, copy_url: str) -> None:
     fill(database_url)
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE tasks SET description_filter = '\\x00ff', source = '\\x01'")
     before = content(database_url)
     restored = restore(copy_url, io.BytesIO(made_from(database_url)), nothing)
     assert without_versions(content(copy_url)) == without_versions(before)

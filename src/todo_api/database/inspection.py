@@ -18,8 +18,8 @@ from todo_api.errors import StartupError
 from todo_api.settings import Settings
 
 _WRITTEN = (
-    *("title", "title_key", "description", "description_key", "status", "priority", "due_date"),
-    *("due_is_day", "completed_at", "version"),
+    *("title", "title_key", "description", "description_key", "description_filter"),
+    *("status", "priority", "due_date", "due_is_day", "completed_at", "version"),
 )
 """The columns of a task that both its creation and a change write."""
 

@@ -5,7 +5,6 @@ columns of every statement follow from it. `tasks/model.py` has the columns them
 """
 
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +20,8 @@ from pydantic import (
     WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
+
+from todo_api.tasks.search import bloom_filter, fold, words
 
 TITLE_LENGTH = 255
 DESCRIPTION_LENGTH = 5000
@@ -85,46 +86,6 @@ def _due_date(value: object) -> DueDate:
         raise invalid("invalid_value") from None
 
 
-LAST_OF_BMP = "\uffff"
-"""The last character of the basic multilingual plane."""
-
-_OTHER_LETTERS = {"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "ð": "d"} | {
-    "æ": "ae",
-    "œ": "oe",
-    "þ": "th",
-    "\N{LATIN SMALL LETTER DOTLESS I}": "i",
-}
-_OTHER_LETTER = re.compile(f"[{''.join(_OTHER_LETTERS)}]")
-_COMBINING = [chr(code) for code in range(0x300, 0x20000) if unicodedata.combining(chr(code))]
-_MARKS = re.compile(f"[{''.join(mark for mark in _COMBINING if mark <= LAST_OF_BMP)}]+")
-_RARE_MARKS = re.compile(f"[{''.join(mark for mark in _COMBINING if mark > LAST_OF_BMP)}]+")
-"""Combining marks, such as accents. In a character class of `re`, those beyond the basic
-multilingual plane are slow, because `re` compares with one after the other."""
-
-
-def fold(text: str) -> str:
-    """Return a text without case and accents, for order and search.
-
-    The result does not depend on the collation of the database: NFKD without combining marks,
-    case-folded, and letters that do not decompose replaced.
-    """
-    if text.isascii():
-        return text.lower()
-    # The marks also go before the decomposition, which sorts long runs of them in quadratic time.
-    base = _without_marks(unicodedata.normalize("NFKD", _without_marks(text)))
-    return _OTHER_LETTER.sub(lambda found: _OTHER_LETTERS[found[0]], base.casefold())
-
-
-def words(text: str) -> list[str]:
-    """Return the folded words of a text, each once. A search looks inside single words only."""
-    return list(dict.fromkeys(fold(text).split()))
-
-
-def _without_marks(text: str) -> str:
-    base = _MARKS.sub("", text)
-    return _RARE_MARKS.sub("", base) if max(base, default="") > LAST_OF_BMP else base
-
-
 def _undocumented_length(schema: dict[str, Any]) -> None:
     """Leave the maximum length to the description.
 
@@ -151,6 +112,16 @@ Priority = Literal["low", "medium", "high"] | None
 _DUE_DATE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]})
 _DueDate = Annotated[Any, PlainValidator(_due_date), _DUE_DATE_SCHEMA]
 _INT64: dict[str, Any] = {"format": "int64"}
+
+
+def _description_columns(text: str | None) -> dict[str, object]:
+    """Return the columns that store a description, and what a search reads in place of it."""
+    key = text and " ".join(words(text))
+    return {
+        "description": text,
+        "description_key": key,
+        "description_filter": key and bloom_filter(key),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,10 +182,7 @@ FIELDS = (
         answer=str | None,
         example="Oat milk, bread",
         body=Description,
-        columns=lambda text: {
-            "description": text,
-            "description_key": text and " ".join(words(text)),
-        },
+        columns=_description_columns,
         label="Description",
     ),
     TaskField(

@@ -185,6 +185,8 @@ class Task(SQLModel, table=True):
     description: str | None = Field(default=None, sa_type=Text)
     description_key: str | None = Field(default=None, sa_type=Text)
     """The words of the description folded, for searches."""
+    description_filter: bytes | None = Field(default=None, sa_type=LargeBinary)
+    """A Bloom filter of these words if they are long (`tasks/search.py`)."""
     status: str = Field(sa_type=Text, sa_column_kwargs={"server_default": sql("'incomplete'")})
     priority: str | None = Field(default=None, sa_type=Text)
     due_date: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))

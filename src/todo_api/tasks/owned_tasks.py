@@ -24,8 +24,9 @@ from todo_api.tasks import statements
 from todo_api.tasks.changes import ChangesPage, Cursor
 from todo_api.tasks.fields import DEFAULTS
 from todo_api.tasks.model import EMAIL_LENGTH
-from todo_api.tasks.query import Position, direction, read_cursor, search_words, status
+from todo_api.tasks.query import Position, direction, read_cursor, status
 from todo_api.tasks.schemas import TaskQuery
+from todo_api.tasks.search import run_numbers, words
 from todo_api.tasks.waiting import Waiters
 
 WRITES_PER_CLEANING = 16
@@ -435,13 +436,17 @@ def _cleaning(now: int) -> tuple[Statement, ...]:
 
 def _filters(query: TaskQuery) -> dict[str, object]:
     """Return the values of `find_tasks`, except for the position."""
+    wanted = words(query.q or "")
+    runs = [run_numbers(word) for word in wanted]
     return {
         "status": status(query),
         "priority": query.priority,
         "due_from": query.due_from,
         "due_before": query.due_before,
         "without_due_date": query.due == "none",
-        "words": search_words(query),
+        "words": wanted,
+        "first_runs": [first for first, _ in runs],
+        "last_runs": [last for _, last in runs],
         "count": query.count,
         "limit": query.limit and query.limit + 1,
     }

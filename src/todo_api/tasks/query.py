@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 from starlette.requests import Request
 
 from todo_api.errors import InvalidParameter
-from todo_api.tasks.fields import MAXIMUM_ID, PRIORITIES, Status, fold, read_due_date, words
+from todo_api.tasks.fields import MAXIMUM_ID, PRIORITIES, Status, read_due_date
 from todo_api.tasks.schemas import (
     MAXIMUM_LIMIT,
     SEARCH_LENGTH,
@@ -23,6 +23,7 @@ from todo_api.tasks.schemas import (
     Sort,
     TaskQuery,
 )
+from todo_api.tasks.search import fold, words
 
 _DIGEST_BYTES = 12
 _CURSOR_BYTES = 65_536
@@ -54,11 +55,6 @@ def direction(query: TaskQuery) -> Order:
 def status(query: TaskQuery) -> Status | None:
     """Return the status that a list shows, or None for every status."""
     return _STATUSES.get(query.status)
-
-
-def search_words(query: TaskQuery) -> list[str]:
-    """Return the folded words that a task must contain, each once, the rarest probably first."""
-    return sorted(words(query.q or ""), key=len, reverse=True)
 
 
 def position(task: bytes, query: TaskQuery) -> Position:

@@ -263,10 +263,20 @@ def _filters() -> list[Any]:
     due_from: Any = bindparam("due_from", type_=DateTime(timezone=True))
     due_before: Any = bindparam("due_before", type_=DateTime(timezone=True))
     without_due_date = bindparam("without_due_date", type_=Boolean())
-    word = func.unnest(bindparam("words", type_=ARRAY(Text()))).column_valued("word")
+    words: Any = func.unnest(
+        bindparam("words", type_=ARRAY(Text())),
+        bindparam("first_runs", type_=ARRAY(BigInteger())),
+        bindparam("last_runs", type_=ARRAY(BigInteger())),
+    )
+    each = words.table_valued("word", "first_run", "last_run", name="words").render_derived().c
+    description = func.coalesce(col(Task.description_key), literal_column("''"))
     is_missing = and_(
-        func.strpos(col(Task.title_key), word) == _NONE,
-        func.strpos(func.coalesce(col(Task.description_key), literal_column("''")), word) == _NONE,
+        func.strpos(col(Task.title_key), each.word) == _NONE,
+        or_(
+            _filter_lacks(each.first_run),
+            _filter_lacks(each.last_run),
+            func.strpos(description, each.word) == _NONE,
+        ),
     )
     return [
         or_(wanted.is_(None), col(Task.status) == wanted),
@@ -277,8 +287,14 @@ def _filters() -> list[Any]:
         or_(due_from.is_(None), col(Task.due_date) >= due_from),
         or_(due_before.is_(None), col(Task.due_date) < due_before),
         or_(not_(without_due_date), col(Task.due_date).is_(None)),
-        not_(select(word).where(is_missing).exists()),
+        not_(select(each.word).where(is_missing).exists()),
     ]
+
+
+def _filter_lacks(run: Any) -> Any:
+    """Whether no word of a description has a run of letters, by its filter. Null without one."""
+    bits: Any = literal_column("8") * func.octet_length(col(Task.description_filter))
+    return func.get_bit(col(Task.description_filter), run % bits) == _NONE
 
 
 def first_position(sort: Sort, order: Order) -> list[Any]:
