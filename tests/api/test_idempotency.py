@@ -1,6 +1,7 @@
 """Retries with an idempotency key: they never write twice, and get the first answer again."""
 
 import asyncio
+import time
 from typing import Any
 
 import httpx2
@@ -66,6 +67,31 @@ async def test_repeated_write_happens_once(
     assert again.headers["idempotency-replayed"] == "true"
     if verb != "DELETE":
         assert (await service.request("GET", path, "alice")).json()["title"] == "later"
+
+
+@pytest.mark.parametrize(("verb", "tail", "options"), WRITES)
+async def test_keyed_write_that_finds_no_task_stores_nothing(
+    service: Service, sql: psycopg.Connection, verb: str, tail: str, options: dict[str, Any]
+) -> None:
+    """The request of a user without tasks leaves no trace of them."""
+    answer = await service.request(verb, f"/api/tasks/1{tail}", "alice", headers=KEY, **options)
+    assert (answer.status_code, answer.json()["code"]) == (404, "task_not_found")
+    assert sql.execute("SELECT id FROM users UNION SELECT user_id FROM answers").fetchall() == []
+
+
+@pytest.mark.parametrize("body", [{"title": "y"}, {"title": "z"}])
+async def test_token_from_before_an_erasure_gets_no_stored_answer(
+    service: Service, sql: psycopg.Connection, body: dict[str, str]
+) -> None:
+    """Nor the error that the key belongs to another request."""
+    await service.request("DELETE", "/api/account", "alice")
+    sql.execute("UPDATE erasures SET tokens_from = now() - interval '2 seconds'")
+    path = f"/api/tasks/{(await service.create('alice'))['id']}"
+    first = await service.request("PUT", path, "alice", headers=KEY, json={"title": "y"})
+    assert first.status_code == 200
+    headers = {**bearer("alice", iat=int(time.time()) - 60), **KEY}
+    void = await service.request("PUT", path, headers=headers, json=body)
+    assert (void.status_code, void.json()["code"]) == (401, "token_invalid")
 
 
 async def test_simultaneous_requests_with_one_key_make_one_task(

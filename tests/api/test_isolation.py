@@ -228,9 +228,10 @@ async def test_every_statement_names_the_owner() -> None:
     keyed = statements.Terms(keyed=True)
     writes = {
         statements.add_task(): 1,
-        statements.add_task(keyed): 3,
-        statements.toggle_task(keyed): 4,
-        statements.remove_task(keyed): 4,
+        statements.lock_owner(): 1,
+        statements.add_task(keyed): 4,
+        statements.toggle_task(keyed): 5,
+        statements.remove_task(keyed): 5,
         statements.forget_answer(): 1,
         statements.forget_answers(): 2,
         statements.toggle_task(): 2,

@@ -61,6 +61,7 @@ STATEMENTS = {
     ],
     "why_not_written": [statements.why_not_written()],
     "begin_owner": [statements.begin_owner()],
+    "lock_owner": [statements.lock_owner()],
     "erase_owner": [statements.erase_owner()],
 }
 """Every statement, by the function that makes it."""

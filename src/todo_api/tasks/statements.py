@@ -11,7 +11,7 @@ DELETE calls no volatile function. It calls a stable one, such as now(), only ou
 without a column as its argument.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -120,6 +120,7 @@ class Terms:
 
 
 PLAIN = Terms()
+_MAY_WRITE = or_(col(User.tokens_from).is_(None), col(User.tokens_from) <= _ISSUED)
 _NEXT_VERSION: Any = func.greatest(col(User.version) + _ONE, _NOW)
 
 
@@ -138,8 +139,7 @@ def _writer(terms: Terms = PLAIN) -> CTE:
         taken: Any = select((col(User.version) - later).label("version"))
         mine: CTE = taken.where(col(User.id) == _OWNER, *unanswered).cte("writer")
         return mine
-    may_write = or_(col(User.tokens_from).is_(None), col(User.tokens_from) <= _ISSUED)
-    locked = update(User).where(col(User.id) == _OWNER, may_write, *unanswered)
+    locked = update(User).where(col(User.id) == _OWNER, _MAY_WRITE, *unanswered)
     return locked.values(version=_NEXT_VERSION).returning(col(User.version)).cte("writer")
 
 
@@ -397,7 +397,7 @@ def add_task(terms: Terms = PLAIN) -> Statement:
     values = _new_columns()
     row: Any = select(*values.values(), _writer(terms).c.version)  # type: ignore[call-overload]  # SQLModel types four columns
     added = insert(Task).from_select([*values, "version"], row)
-    return _write("add_task", _written(added), terms)
+    return _write("add_task", _written(added), terms, lock=begin_owner)
 
 
 @cache
@@ -616,6 +616,13 @@ def begin_owner() -> Statement:
 
 
 @cache
+def lock_owner() -> Statement:
+    """Lock the owner's row if there is one."""
+    owner = select(func.to_json(_ONE)).select_from(User).where(col(User.id) == _OWNER)
+    return Statement.compiled("lock_owner", owner.with_for_update(key_share=True), writes=True)
+
+
+@cache
 def erase_owner() -> Statement:
     """Delete the owner's row and all their tasks (by cascade), and void the tokens from before.
 
@@ -663,16 +670,19 @@ def _change(name: str, values: dict[str, Any], terms: Terms) -> Statement:
     return _write(name, _written(change), terms)
 
 
-def _write(name: str, answer: Any, terms: Terms) -> Statement:
+def _write(
+    name: str, answer: Any, terms: Terms, lock: Callable[[], Statement] | None = None
+) -> Statement:
     """Compile a write, whose answer is one row with JSON or no row.
 
     A keyed write stores its answer in the same statement. If there is a stored answer already, it
-    changes nothing and returns an array of the first request's hash and its answer.
+    changes nothing and returns an array of the first request's hash and its answer. It has locked
+    the owner's row before, so it sees the answer of a request with the same key.
     """
     rows = _stored(answer, terms) if terms.keyed else answer
     if terms.batched:
         return Statement.compiled(terms.named(name), _or_failure(rows), writes=True)
-    first = (begin_owner(), forget_answer()) if terms.keyed else ()
+    first = ((lock or lock_owner)(), forget_answer()) if terms.keyed else ()
     return Statement.compiled(terms.named(name), rows, writes=True).after(*first)
 
 
@@ -690,6 +700,9 @@ def _stored(answer: Any, terms: Terms) -> Any:
         )
     )
     replay = first.where(*terms.same_key)
+    if not terms.batched:
+        writer = select(col(User.id)).where(col(User.id) == _OWNER, _MAY_WRITE)
+        replay = replay.where(writer.exists())
     return select(answered).add_cte(stored.cte("stored")).union_all(replay)
 
 
