@@ -67,6 +67,8 @@ VALUES: dict[str, object] = {
     **dict.fromkeys(("status", "priority", "due_from", "due_before", "limit"), None),
     "without_due_date": False,
     "words": ["x"],
+    "first_runs": [1],
+    "last_runs": [2],
     "count": True,
     "after_1": "infinity",
     "after_2": 1,

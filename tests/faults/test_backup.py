@@ -107,7 +107,7 @@ def without_versions(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
 def test_every_row_and_column_comes_back(database_url: str, copy_url: str) -> None:
     fill(database_url)
     with psycopg.connect(database_url) as connection:
-        connection.execute("UPDATE tasks SET description_filter = '\\x00ff', source = '\\x01'")
+        connection.execute("UPDATE tasks SET description_filter = '\\x00ff', source = int8send(id)")
     before = content(database_url)
     restored = restore(copy_url, io.BytesIO(made_from(database_url)), nothing)
     assert without_versions(content(copy_url)) == without_versions(before)
