@@ -40,8 +40,6 @@ class Scraped:
         """The names of samples that only grow."""
         self.families: set[str] = set()
         for family in text_string_to_metric_families(text):
-            if family.name.endswith("_created"):
-                continue
             self.families.add(family.name)
             for sample in family.samples:
                 self.series[sample.name].append({**sample.labels, **OF_SCRAPER})

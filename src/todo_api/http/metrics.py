@@ -20,6 +20,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     Metric,
+    disable_created_metrics,
     start_http_server,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -104,6 +105,8 @@ class Metrics:
 @cache
 def metrics() -> Metrics:
     """Return the metrics of this process."""
+    # Otherwise each counter and histogram has a second series.
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library does not declare it
     return Metrics()
 
 
