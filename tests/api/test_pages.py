@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import unicodedata
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from itertools import chain, product
@@ -15,7 +16,7 @@ import pytest
 
 from support.problems import problem
 from support.service import Service, bearer
-from todo_api.tasks import query, schemas
+from todo_api.tasks import query, schemas, search
 from todo_api.tasks.search import fold
 
 SORTS = ("created", "updated", "title", "due_date", "priority")
@@ -404,6 +405,25 @@ async def test_search_reads_no_long_description_whose_filter_lacks_the_word(
     assert (await ask(service, "/api/tasks", q="kiwi")).json() == []
     sql.execute("UPDATE tasks SET description_filter = NULL")
     assert len((await ask(service, "/api/tasks", q="kiwi")).json()) == 1
+
+
+@pytest.mark.parametrize("empty", ["", " \n", "\u0301"])
+async def test_search_passes_over_a_description_without_words(service: Service, empty: str) -> None:
+    await service.create("alice", title="bread", description=empty)
+    milk = await service.create("alice", title="milk")
+    answer = await ask(service, "/api/tasks", q="milk")
+    assert [task["id"] for task in answer.json()] == [milk["id"]]
+
+
+def test_marks_that_only_decompose_into_marks_go_before_the_decomposition() -> None:
+    """A long run of them takes quadratic time to sort."""
+    only_marks = [
+        letter
+        for letter in map(chr, range(0x110000))
+        if all(map(unicodedata.combining, unicodedata.normalize("NFKD", letter)))
+    ]
+    assert len(only_marks) > 800
+    assert search._without_marks("".join(only_marks)) == ""
 
 
 async def test_short_description_has_no_filter(service: Service, sql: psycopg.Connection) -> None:

@@ -120,7 +120,7 @@ def _description_columns(text: str | None) -> dict[str, object]:
     return {
         "description": text,
         "description_key": key,
-        "description_filter": key and bloom_filter(key),
+        "description_filter": bloom_filter(key) if key else None,
     }
 
 

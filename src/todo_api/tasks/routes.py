@@ -292,7 +292,7 @@ async def set_status(
 
 async def run_batch(tasks: Tasks, batch: BatchBody, retry: IdempotencyKey = None) -> Response:
     """Carry out up to 100 operations in order, all of them or none."""
-    rows = await tasks.run_batch(batch.writes(), retry)
+    rows = await tasks.run_batch(await batch.writes(), retry)
     results = b",".join(
         (b'{"task":%b}' if row.startswith(b"{") else b'{"deleted":%b}') % row for row in rows
     )

@@ -18,7 +18,9 @@ _OTHER_LETTERS = {"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "ð": "
     "\N{LATIN SMALL LETTER DOTLESS I}": "i",
 }
 _OTHER_LETTER = re.compile(f"[{''.join(_OTHER_LETTERS)}]")
+# The named ones are not combining themselves, and decompose into nothing but combining marks.
 _COMBINING = [chr(code) for code in range(0x300, 0x20000) if unicodedata.combining(chr(code))]
+_COMBINING += "\u0f73\u0f75\u0f81\uff9e\uff9f"
 _MARKS = re.compile(f"[{''.join(mark for mark in _COMBINING if mark <= LAST_OF_BMP)}]+")
 _RARE_MARKS = re.compile(f"[{''.join(mark for mark in _COMBINING if mark > LAST_OF_BMP)}]+")
 """Combining marks, such as accents. In a character class of `re`, those beyond the basic
