@@ -10,6 +10,7 @@ import pytest
 
 from support.problems import problem
 from support.service import Service, bearer
+from support.waiting import until, waiting_for_locks
 from todo_api.tasks import owned_tasks
 
 JSON = {"Content-Type": "application/json"}
@@ -106,6 +107,38 @@ async def test_simultaneous_requests_with_one_key_make_one_task(
     replayed = [answer.headers.get("idempotency-replayed") for answer in answers]
     assert replayed.count("true") == 49
     assert sql.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
+
+
+async def test_simultaneous_requests_with_one_key_change_the_task_of_a_new_user_once(
+    service: Service, sql: psycopg.Connection, database_url: str
+) -> None:
+    """They find no row of the user to lock, because another process makes it meanwhile."""
+
+    async def change() -> httpx2.Response:
+        headers = {**bearer("alice"), **KEY}
+        return await service.client.put("/api/tasks/7", headers=headers, json={"title": "y"})
+
+    with psycopg.connect(database_url) as table, psycopg.connect(database_url) as row:
+        table.execute("LOCK TABLE answers IN SHARE MODE")
+        requests = asyncio.gather(change(), change())
+        await until(lambda: waiting_for_locks(sql) == 2)
+        sql.execute("INSERT INTO users (id, version) VALUES ('alice', 1)")
+        sql.execute(
+            "INSERT INTO tasks (user_id, id, title, version)"
+            " OVERRIDING SYSTEM VALUE VALUES ('alice', 7, 'x', 1)"
+        )
+        row.execute("SELECT FROM users FOR UPDATE")
+        table.rollback()
+        await until(lambda: waiting_for_locks(sql) == 2)
+        row.rollback()
+        answers = await requests
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert parts(answers[0]) == parts(answers[1])
+    replayed = [answer.headers.get("idempotency-replayed") for answer in answers]
+    assert sorted(replayed, key=str) == [None, "true"]
+    assert sql.execute("SELECT title, version FROM tasks").fetchall() == [
+        ("y", answers[0].json()["version"])
+    ]
 
 
 async def test_key_of_another_request_is_refused(service: Service, sql: psycopg.Connection) -> None:

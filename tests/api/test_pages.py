@@ -388,7 +388,7 @@ async def test_search_finds_each_part_of_a_long_description(
     ]
     ids = [(await service.create("alice", description=each))["id"] for each in long]
     filters = sql.execute("SELECT octet_length(description_filter) FROM tasks").fetchall()
-    assert all(500 < size <= 2048 for (size,) in filters)
+    assert all(1000 < size <= 3800 for (size,) in filters)
     for length, start in product(range(1, 8), range(0, 4800, 400)):
         for each, task in zip(long, ids, strict=True):
             part = each[start + 7 - length : start + 7]
@@ -433,6 +433,20 @@ async def test_short_description_has_no_filter(service: Service, sql: psycopg.Co
     body = {"description": "short " * 800}
     await service.request("PATCH", f"/api/tasks/{task['id']}", "alice", json=body)
     assert sql.execute(stored).fetchone() == (True,)
+
+
+async def test_write_of_the_same_description_gives_it_a_filter_and_keeps_the_version(
+    service: Service, sql: psycopg.Connection
+) -> None:
+    """Tasks from before a change of the filters have none."""
+    body = {"description": "long " + "x" * 4000}
+    task = await service.create("alice", **body)
+    stored = "SELECT description_filter FROM tasks"
+    before = sql.execute(stored).fetchall()
+    sql.execute("UPDATE tasks SET description_filter = NULL")
+    answer = await service.request("PATCH", f"/api/tasks/{task['id']}", "alice", json=body)
+    assert answer.json() == task
+    assert sql.execute(stored).fetchall() == before != [(None,)]
 
 
 async def test_search_follows_changes(service: Service) -> None:

@@ -18,6 +18,7 @@ from todo_api.database.statement import Statement, encode
 from todo_api.tasks import statements
 from todo_api.tasks.fields import WRITABLE, Status
 from todo_api.tasks.schemas import Order, Sort
+from todo_api.tasks.search import TESTED_RUNS
 
 STATUSES: list[Status | None] = [None, *get_args(Status)]
 SORTS, ORDERS = get_args(Sort), get_args(Order)
@@ -99,8 +100,7 @@ VALUES: dict[str, object] = {
     **dict.fromkeys(("status", "priority", "due_from", "due_before"), None),
     "without_due_date": False,
     "words": ["task"],
-    "first_runs": [1],
-    "last_runs": [2],
+    **{f"runs_{number}": [number] for number in range(1, TESTED_RUNS + 1)},
     "count": False,
     "limit": None,
     "if_match": [1],  # of every task in these tables

@@ -57,7 +57,13 @@ STALE = {
 }
 """SQLSTATEs after which a connection's prepared statements are not the ones that we prepared."""
 
-CONFLICTS = {"40001", "40P01"}
+CONFLICTS = {
+    "40001",  # serialization_failure
+    "40P01",  # deadlock_detected
+    # unique_violation: two requests with one idempotency key, where another process has just made
+    # the row of their user, which they wanted to lock
+    "23505",
+}
 """SQLSTATEs of a transaction that collided with another one, on a connection that still works."""
 
 _TRANSIENT = STALE | CONFLICTS | {"57P01", "57P02", "57P03", "57P05", "CIINF"}

@@ -114,6 +114,10 @@ _DueDate = Annotated[Any, PlainValidator(_due_date), _DUE_DATE_SCHEMA]
 _INT64: dict[str, Any] = {"format": "int64"}
 
 
+FOLLOWING = {"title_key", "description_key", "description_filter"}
+"""Columns that follow from another one, for searches and the order by title."""
+
+
 def _description_columns(text: str | None) -> dict[str, object]:
     """Return the columns that store a description, and what a search reads in place of it."""
     key = text and " ".join(words(text))

@@ -26,7 +26,7 @@ from todo_api.tasks.fields import DEFAULTS
 from todo_api.tasks.model import EMAIL_LENGTH
 from todo_api.tasks.query import Position, direction, read_cursor, status
 from todo_api.tasks.schemas import TaskQuery
-from todo_api.tasks.search import run_numbers, words
+from todo_api.tasks.search import TESTED_RUNS, run_numbers, words
 from todo_api.tasks.waiting import Waiters
 
 WRITES_PER_CLEANING = 16
@@ -437,7 +437,7 @@ def _cleaning(now: int) -> tuple[Statement, ...]:
 def _filters(query: TaskQuery) -> dict[str, object]:
     """Return the values of `find_tasks`, except for the position."""
     wanted = words(query.q or "")
-    runs = [run_numbers(word) for word in wanted]
+    runs = zip(*map(run_numbers, wanted), strict=True) if wanted else [()] * TESTED_RUNS
     return {
         "status": status(query),
         "priority": query.priority,
@@ -445,8 +445,7 @@ def _filters(query: TaskQuery) -> dict[str, object]:
         "due_before": query.due_before,
         "without_due_date": query.due == "none",
         "words": wanted,
-        "first_runs": [first for first, _ in runs],
-        "last_runs": [last for _, last in runs],
+        **{f"runs_{number}": [*each] for number, each in enumerate(runs, 1)},
         "count": query.count,
         "limit": query.limit and query.limit + 1,
     }

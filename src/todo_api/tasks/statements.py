@@ -31,6 +31,7 @@ from sqlalchemy import (
     any_,
     bindparam,
     cast,
+    false,
     literal_column,
     not_,
     or_,
@@ -41,7 +42,15 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import case, col, delete, func, select, update
 
 from todo_api.database.statement import Statement
-from todo_api.tasks.fields import FIELDS, MAXIMUM_ID, PRIORITIES, TITLE_LENGTH, WRITABLE, Status
+from todo_api.tasks.fields import (
+    FIELDS,
+    FOLLOWING,
+    MAXIMUM_ID,
+    PRIORITIES,
+    TITLE_LENGTH,
+    WRITABLE,
+    Status,
+)
 from todo_api.tasks.model import (
     ANSWER_HOURS,
     TOMBSTONE_DAYS,
@@ -52,6 +61,7 @@ from todo_api.tasks.model import (
     User,
 )
 from todo_api.tasks.schemas import Order, Sort
+from todo_api.tasks.search import TESTED_RUNS
 
 EXPIRED_AT_ONCE = 250
 """The most expired tombstones, and the most expired answers, that one write removes.
@@ -263,18 +273,17 @@ def _filters() -> list[Any]:
     due_from: Any = bindparam("due_from", type_=DateTime(timezone=True))
     due_before: Any = bindparam("due_before", type_=DateTime(timezone=True))
     without_due_date = bindparam("without_due_date", type_=Boolean())
+    runs = [f"runs_{number}" for number in range(1, TESTED_RUNS + 1)]
     words: Any = func.unnest(
         bindparam("words", type_=ARRAY(Text())),
-        bindparam("first_runs", type_=ARRAY(BigInteger())),
-        bindparam("last_runs", type_=ARRAY(BigInteger())),
+        *(bindparam(name, type_=ARRAY(BigInteger())) for name in runs),
     )
-    each = words.table_valued("word", "first_run", "last_run", name="words").render_derived().c
+    each = words.table_valued("word", *runs, name="words").render_derived().c
     description = func.coalesce(col(Task.description_key), literal_column("''"))
     is_missing = and_(
         func.strpos(col(Task.title_key), each.word) == _NONE,
         or_(
-            _filter_lacks(each.first_run),
-            _filter_lacks(each.last_run),
+            *(_filter_lacks(each[name]) for name in runs),
             func.strpos(description, each.word) == _NONE,
         ),
     )
@@ -293,8 +302,10 @@ def _filters() -> list[Any]:
 
 def _filter_lacks(run: Any) -> Any:
     """Whether no word of a description has a run of letters, by its filter. Null without one."""
-    bits: Any = literal_column("8") * func.octet_length(col(Task.description_filter))
-    return func.get_bit(col(Task.description_filter), run % bits) == _NONE
+    bloom_filter = col(Task.description_filter)
+    bits: Any = literal_column("8") * func.octet_length(bloom_filter)
+    places = run % bits, run % (bits - _ONE)
+    return or_(*(func.get_bit(bloom_filter, place) == _NONE for place in places))
 
 
 def first_position(sort: Sort, order: Order) -> list[Any]:
@@ -459,7 +470,10 @@ def change_any(terms: Terms) -> Statement:
 
 def _changed(new: dict[str, Any], terms: Terms) -> dict[str, Any]:
     """Return the values of an UPDATE that sets these columns."""
-    differs = or_(*(_TASK.c[name].is_distinct_from(value) for name, value in new.items()))
+    differs = or_(
+        false(),
+        *(_TASK.c[name].is_distinct_from(new[name]) for name in new if name not in FOLLOWING),
+    )
     values = dict(new)
     if "status" in new:
         values["completed_at"] = case(
