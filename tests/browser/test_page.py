@@ -23,8 +23,7 @@ need(browser.missing() or issuer.missing())
 from playwright.async_api import Browser, Page, expect  # noqa: E402  playwright may be missing
 
 FOLDER = Path(__file__).parent / "page"
-PORT = 3000
-ORIGIN = f"http://localhost:{PORT}"
+ORIGIN = f"http://localhost:{browser.PORT}"
 PASSWORD = "a long password"
 UNREADABLE = "The API does not answer, or it does not allow this page."
 
@@ -49,11 +48,12 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def better_auth(empty_database_url: str) -> AsyncIterator[Issuer]:
-    need(browser.taken(PORT))
-    async with Issuer.start(
-        empty_database_url, host="localhost", port=PORT, folder=FOLDER
-    ) as running:
-        yield running
+    with browser.port_to_oneself():
+        need(browser.taken(browser.PORT))
+        async with Issuer.start(
+            empty_database_url, host="localhost", port=browser.PORT, folder=FOLDER
+        ) as running:
+            yield running
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ async def test_same_page_on_another_origin_cannot_read_answers(
             ("OPTIONS", "/api/tasks", 204), ("GET", "/api/tasks", 200), ("GET", "/health", 200)
         )
 
-        await page.goto(f"http://127.0.0.1:{PORT}")
+        await page.goto(f"http://127.0.0.1:{browser.PORT}")
         for address, options in ((tasks, {"headers": good}), (tasks, {}), (health, {})):
             assert await page.evaluate(FETCH, [address, options]) == "TypeError"
         opaque = await page.evaluate(FETCH, [health, {"mode": "no-cors"}])

@@ -30,7 +30,7 @@ from support.network import Network
 from support.own_postgres import OwnPostgres
 from support.problems import problem
 from support.service import running_service, settings
-from support.waiting import until
+from support.waiting import LIMIT, until
 from support.watching import assert_pool_is_whole, backends, terminate, waiting
 from todo_api import server
 from todo_api.database import migrations
@@ -646,7 +646,7 @@ async def test_full_server_is_503_and_the_log_has_its_reason(small: Server) -> N
     url = small.at("postgres", "guest")
     async with listening(url, pool_size=len(EVERY_TASK_ROUTE)) as service:
         with psycopg.connect(small.url, autocommit=True) as sql:
-            terminate(sql)
+            terminate(sql, wait=LIMIT)
         with full(url) as others, capture_logs() as logs:
             answers = await asyncio.gather(*every_route(service))
             for answer in answers:
@@ -768,8 +768,9 @@ async def test_service_does_not_start_on_an_older_schema(database_url: str) -> N
 
 
 def downgrade(url: str) -> None:
+    """Go back to the first schema, which lacks columns."""
     with migrations._engine(url).begin() as connection:
-        command.downgrade(migrations.configuration(connection), "-1")
+        command.downgrade(migrations.configuration(connection), "0001")
 
 
 async def test_service_runs_on_a_newer_schema(database_url: str, sql: psycopg.Connection) -> None:

@@ -1,10 +1,12 @@
 """Headless Chromium, and what it really sends."""
 
+import fcntl
 import shutil
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -32,6 +34,18 @@ def missing() -> str | None:
     if _program() is None:
         return f"None of the programs {', '.join(PROGRAMS)} is on the PATH."
     return None
+
+
+PORT = 3000
+"""The port of a front end whose address is in the documentation."""
+
+
+@contextmanager
+def port_to_oneself() -> Iterator[None]:
+    """Hold the port against the other tests of this checkout that want it."""
+    with Path(__file__).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def taken(port: int) -> str | None:

@@ -22,10 +22,10 @@ def waiting(sql: psycopg.Connection) -> int:
     return len(sql.execute(query).fetchall())
 
 
-def terminate(sql: psycopg.Connection) -> int:
-    """End every session of the service."""
-    query = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_MINE}"  # noqa: S608
-    return len(sql.execute(query).fetchall())
+def terminate(sql: psycopg.Connection, wait: float = 0) -> int:
+    """End every session of the service, and wait for their ends for at most so many seconds."""
+    query = f"SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity WHERE {_MINE}"  # noqa: S608
+    return len(sql.execute(query, [int(wait * 1000)]).fetchall())
 
 
 async def assert_pool_is_whole(service: Listening, sql: psycopg.Connection, size: int) -> None:
