@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from todo_api import development
 from todo_api.auth.key_set import KeySet
-from todo_api.auth.owner import Authenticator
+from todo_api.auth.owner import Authenticator, Owner
 from todo_api.auth.rate_limits import RateLimits
 from todo_api.auth.tokens import LEEWAY, Expected, Key, Keys, Verifier
 from todo_api.database.database import Database
@@ -32,6 +32,7 @@ from todo_api.http.openapi import INFORMATION, completed
 from todo_api.http.pages import ReadyTokens, document_router, health_router, ready_token_router
 from todo_api.http.routing import PathTable, ServiceRoute
 from todo_api.http.tracing import hide_target
+from todo_api.request_context import RequestContext
 from todo_api.settings import Settings, origin_of
 from todo_api.tasks.owned_tasks import KnownOwners, OwnedTasks
 from todo_api.tasks.routes import bearer, task_router
@@ -61,9 +62,17 @@ class Application(FastAPI):
     through them. Routes, mounts, middleware and handlers that somebody adds work as in FastAPI.
     """
 
-    def __init__(self, settings: Settings, **options: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        authenticator: Authenticator,
+        open_tasks: Callable[[Owner], OwnedTasks],
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self._settings = settings
+        self._authenticator = authenticator
+        self._open_tasks = open_tasks
         self._own_routes: list[BaseRoute] = []
         self.limits: Limits | None = None
         self.exception_handlers.clear()  # FastAPI's would answer in another shape
@@ -111,11 +120,16 @@ class Application(FastAPI):
         async def stack(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
                 hide_target(scope)
+                RequestContext.of(scope).open = self._open
                 await http(scope, receive, send)
             else:
                 await self.router(scope, receive, send)
 
         return stack
+
+    async def _open(self, context: RequestContext, named: str | None) -> OwnedTasks:
+        """Return the tasks of the user who sent the request. Raises as `Authenticator.owner`."""
+        return self._open_tasks(await self._authenticator.owner(context, named))
 
     def _refuse_what_cannot_work(self) -> None:
         added = list(iter_route_contexts(self.router.routes))
@@ -170,8 +184,17 @@ def create_app(settings: Settings, database_url: str) -> Application:
     verifier = Verifier(signing_keys(settings))
     key_set = KeySet(settings.jwks_url, verifier) if settings.jwks_url else None
     authenticator = Authenticator(verifier, RateLimits(settings), key_set)
+    open_tasks = partial(
+        OwnedTasks,
+        database=database,
+        known_owners=KnownOwners(),
+        issuer_ahead=partial(_issuer_ahead, settings, key_set),
+        waiters=Waiters(database.versions),
+    )
     app = Application(
         settings,
+        authenticator,
+        open_tasks,
         **INFORMATION,
         openapi_url=None,
         redirect_slashes=False,
@@ -183,14 +206,7 @@ def create_app(settings: Settings, database_url: str) -> Application:
         },
         lifespan=_lifespan(settings, database, key_set),
     )
-    open_tasks = partial(
-        OwnedTasks,
-        database=database,
-        known_owners=KnownOwners(),
-        issuer_ahead=partial(_issuer_ahead, settings, key_set),
-        waiters=Waiters(database.versions),
-    )
-    app.serve(task_router(authenticator, open_tasks))
+    app.serve(task_router())
     app.serve(health_router(partial(_not_ready, database, key_set)))
     ready_tokens = _ready_tokens(settings)
     app.serve(document_router(app, ready_tokens))

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from starlette.types import Message, Scope
 
@@ -26,6 +26,10 @@ async def _await(message: Awaitable[Message]) -> Message:
 
 async def _wait(event: Awaitable[bool]) -> bool:
     return await event
+
+
+async def _open_nothing(context: "RequestContext", named: str | None) -> Any:
+    raise NotImplementedError(f"No application opens {context.route} for {named}.")
 
 
 @dataclass(slots=True)
@@ -54,6 +58,9 @@ class RequestContext:
     body: bytes | None = None
     """The request's body, once it was read."""
     rate_limit_headers: Sequence[tuple[bytes, bytes]] = ()
+    open: Callable[["RequestContext", str | None], Awaitable[Any]] = _open_nothing
+    """Authenticates the request, and returns what its owner may reach. If the path names a user, it
+    must be the owner."""
     await_body: Callable[[Awaitable[Message]], Awaitable[Message]] = _await
     """Awaits a part of the body that has not arrived yet."""
     step_aside: Callable[[Awaitable[bool]], Awaitable[bool]] = _wait

@@ -232,8 +232,7 @@ async def waiting_request(
 def waiters_of(service: Service) -> waiting.Waiters:
     """Return the waiting requests of the application behind a client."""
     transport: Any = service.client._transport
-    (route,) = [each for each in transport.app.routes if each.path == PATHS[0]]
-    waiters: waiting.Waiters = route.open(None).waiters
+    waiters: waiting.Waiters = transport.app._open_tasks.keywords["waiters"]
     return waiters
 
 

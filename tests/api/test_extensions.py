@@ -123,8 +123,7 @@ async def test_included_router_and_its_dependencies_work(extended: Any) -> None:
 
 async def test_router_of_private_routes_can_be_included_under_a_prefix(extended: Any) -> None:
     def extend(app: Application) -> None:
-        (route_class,) = {type(each) for each in app.routes if isinstance(each, PrivateRoute)}
-        router = APIRouter(route_class=route_class)
+        router = APIRouter(route_class=PrivateRoute)
 
         @router.get("/tasks/{user_id}/mine")  # noqa: FAST003  the route itself reads it
         async def mine(tasks: Any) -> Response:

@@ -25,7 +25,6 @@ from support.watching import assert_pool_is_whole, backends, terminate, waiting
 from support.wire import Wire
 from todo_api.errors import Overloaded, RequestTimeout
 from todo_api.http.limits import Limits
-from todo_api.http.routing import PrivateRoute
 from todo_api.request_context import RequestContext
 
 FULL = 3
@@ -390,9 +389,7 @@ async def test_request_to_a_frozen_database_ends_at_the_deadline(
 def wire_is_free(service: Listening) -> bool:
     """Tell whether no connection waits for a lost answer."""
     app: Any = service._running.config.loaded_app
-    opener: Any
-    (opener,) = {route.open for route in app.routes if isinstance(route, PrivateRoute)}
-    levels: dict[str, float] = opener.keywords["database"].pool.levels()
+    levels: dict[str, float] = app._open_tasks.keywords["database"].pool.levels()
     return levels["pool_busy"] == 0
 
 

@@ -28,10 +28,11 @@ LAYERS: dict[str, set[str]] = {
     "request_context": {"errors"},
     "database": {"limiter", "settings", "errors"},
     "auth": {"database", "request_context", "settings", "errors"},
-    "http": {"auth", "request_context", "limiter", "settings", "errors"},
+    "http": {"request_context", "limiter", "settings", "errors"},
     "tasks": {"http", "auth", "database", "settings", "errors"},
     "development": {"auth", "settings", "errors"},
-    "app": {"development", "tasks", "http", "auth", "database", "settings", "errors"},
+    "app": {"development", "tasks", "http", "auth", "database"}
+    | {"request_context", "settings", "errors"},
     "check": {"auth", "database", "settings", "errors"},
     "server": {"app", "http", "database", "settings", "errors"},
     "console": {"errors"},

@@ -364,8 +364,8 @@ def most_pages(statement: Statement, rows: int, owned: int) -> int:
     """Return how many pages a statement may read: a few to find its rows, and then one for each.
 
     A list of one status reads all tasks of its owner, because an index by status would make every
-    change of a status more expensive (ADR 3). A page also looks up its owner's version. A write also
-    passes the rows that earlier tests rolled back, and may split a page of an index: it read 61.
+    change of a status more expensive (ADR 3). A page also looks up its owner's version. A write
+    also passes the rows that earlier tests rolled back, and may split a page of an index.
     """
     if statement.name in {b"erase_owner", b"forget_tombstones", b"forget_answers"}:
         return 80 + 8 * owned

@@ -17,7 +17,6 @@ from starlette.responses import Response
 from starlette.routing import Match, Mount, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from todo_api.auth.owner import Authenticator, Owner
 from todo_api.errors import MethodNotAllowed
 from todo_api.http.tracing import name_route
 from todo_api.request_context import RequestContext
@@ -87,30 +86,17 @@ class ServiceRoute(APIRoute):
 class PrivateRoute(ServiceRoute):
     """A route that answers 401 and 403 before it reads anything.
 
-    The first argument of its handler is what `opened_by` returned for the token's owner. A handler
-    can reach nothing else.
+    The first argument of its handler is what the application opens for the token's owner
+    (`RequestContext.open`). A handler can reach nothing else.
     """
 
     handler_arguments = 1
-    authenticator: ClassVar[Authenticator]
-
-    @staticmethod
-    def open(owner: Owner) -> Any:
-        """Return what an owner may reach."""
-        raise NotImplementedError
-
-    @classmethod
-    def opened_by(cls, authenticator: Authenticator, opener: Callable[[Owner], Any]) -> type[Any]:
-        """Return a route class that gives handlers what `opener` returns for the token's owner."""
-        bound = {"authenticator": authenticator, "open": staticmethod(opener)}
-        return type(cls.__name__, (cls,), bound)
 
     async def respond(self, request: Request) -> Response:
         """Authenticate, then read and call as any route does."""
-        owner = await self.authenticator.owner(
-            RequestContext.of(request.scope), request.path_params.get("user_id")
-        )
-        return await self._call(request, self.open(owner))
+        context = RequestContext.of(request.scope)
+        opened = await context.open(context, request.path_params.get("user_id"))
+        return await self._call(request, opened)
 
 
 class _Path:

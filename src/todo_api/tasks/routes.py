@@ -7,6 +7,7 @@ from the same signature.
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b, sha256
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -18,7 +19,6 @@ from pydantic import WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from todo_api.auth.owner import Authenticator, Owner
 from todo_api.errors import InvalidJson, InvalidTaskId, NothingToChange
 from todo_api.http.answers import array_answer, json_answer
 from todo_api.http.body import JSON, MAXIMUM_BYTES, MERGE_PATCH, read_body, read_object
@@ -420,12 +420,13 @@ _USER_ID = {
 }
 
 
-def task_router(
-    authenticator: Authenticator, open_tasks: Callable[[Owner], OwnedTasks]
-) -> APIRouter:
-    """Return the token-scoped routes, which win where a path fits both families, and the others."""
-    route_class = PrivateRoute.opened_by(authenticator, open_tasks)
-    router = APIRouter(route_class=route_class)
+@cache
+def task_router() -> APIRouter:
+    """Return the token-scoped routes, which win where a path fits both families, and the others.
+
+    All applications of a process share them, because FastAPI takes 40 ms to make them.
+    """
+    router = APIRouter(route_class=PrivateRoute)
     for operation in _OPERATIONS:
         _add(
             router,

@@ -20,7 +20,7 @@ _OTHER_LETTERS = {"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "ð": "
 }
 _OTHER_LETTER = re.compile(f"[{''.join(_OTHER_LETTERS)}]")
 # The named ones are not combining themselves, and decompose into nothing but combining marks.
-_COMBINING = [chr(code) for code in range(0x300, 0x20000) if unicodedata.combining(chr(code))]
+_COMBINING = [*filter(unicodedata.combining, map(chr, range(0x300, 0x20000)))]
 _COMBINING += "\u0f73\u0f75\u0f81\uff9e\uff9f"
 _MARKS = re.compile(f"[{''.join(mark for mark in _COMBINING if mark <= LAST_OF_BMP)}]+")
 _RARE_MARKS = re.compile(f"[{''.join(mark for mark in _COMBINING if mark > LAST_OF_BMP)}]+")
