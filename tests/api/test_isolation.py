@@ -3,10 +3,12 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from support import service as support
 from support.problems import problem
@@ -100,6 +102,20 @@ async def test_user_gets_403_for_another_users_path(
     nobodys = await service.request(verb, path.format(user_id="nobody", id=5), "mallory")
     assert nobodys.content == answer.content
     assert checksum(sql, "alice") == before
+
+
+async def test_applications_of_one_process_accept_only_their_own_tokens(
+    service: Service, database_url: str, short_folder: Path
+) -> None:
+    """They share their routes."""
+    await service.create("alice")
+    other_secret = SecretStr("another secret of more than thirty-two bytes")
+    with TemporaryDirectory(dir=short_folder) as folder:
+        async with running_service(
+            database_url, Path(folder), better_auth_secret=other_secret
+        ) as other:
+            assert (await other.request("GET", "/api/tasks", "alice")).status_code == 401
+            assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
 
 
 @pytest.mark.parametrize(
