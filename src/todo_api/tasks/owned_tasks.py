@@ -437,7 +437,7 @@ def _cleaning(now: int) -> tuple[Statement, ...]:
 def _filters(query: TaskQuery) -> dict[str, object]:
     """Return the values of `find_tasks`, except for the position."""
     wanted = words(query.q or "")
-    runs = zip(*map(run_numbers, wanted), strict=True) if wanted else [()] * TESTED_RUNS
+    runs = [run_numbers(word) for word in wanted]
     return {
         "status": status(query),
         "priority": query.priority,
@@ -445,7 +445,7 @@ def _filters(query: TaskQuery) -> dict[str, object]:
         "due_before": query.due_before,
         "without_due_date": query.due == "none",
         "words": wanted,
-        **{f"runs_{number}": [*each] for number, each in enumerate(runs, 1)},
+        **{f"runs_{n + 1}": [each[n] for each in runs] for n in range(TESTED_RUNS)},
         "count": query.count,
         "limit": query.limit and query.limit + 1,
     }
