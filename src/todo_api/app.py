@@ -101,7 +101,7 @@ class Application(FastAPI):
         self._refuse_what_cannot_work()
         settings = self._settings
         own = [route for route in self._own_routes if isinstance(route, ServiceRoute)]
-        routes = PathTable(own, self.router, AsyncExitStackMiddleware(self.router))
+        routes = PathTable(own, self.router, AsyncExitStackMiddleware(self.router), self._open)
         self.limits = Limits(
             routes,
             in_flight=settings.max_in_flight,
@@ -120,7 +120,6 @@ class Application(FastAPI):
         async def stack(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
                 hide_target(scope)
-                RequestContext.of(scope).open = self._open
                 await http(scope, receive, send)
             else:
                 await self.router(scope, receive, send)

@@ -28,6 +28,11 @@ async def _wait(event: Awaitable[bool]) -> bool:
     return await event
 
 
+Opener: TypeAlias = Callable[["RequestContext", str | None], Awaitable[Any]]
+"""Authenticates a request, and returns what its owner may reach. If the path names a user, they
+must be the owner."""
+
+
 async def _open_nothing(context: "RequestContext", named: str | None) -> Any:
     raise NotImplementedError(f"No application opens {context.route} for {named}.")
 
@@ -58,9 +63,8 @@ class RequestContext:
     body: bytes | None = None
     """The request's body, once it was read."""
     rate_limit_headers: Sequence[tuple[bytes, bytes]] = ()
-    open: Callable[["RequestContext", str | None], Awaitable[Any]] = _open_nothing
-    """Authenticates the request, and returns what its owner may reach. If the path names a user, it
-    must be the owner."""
+    open: Opener = _open_nothing
+    """What private routes of the application call that serves the request."""
     await_body: Callable[[Awaitable[Message]], Awaitable[Message]] = _await
     """Awaits a part of the body that has not arrived yet."""
     step_aside: Callable[[Awaitable[bool]], Awaitable[bool]] = _wait

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, WebSocket
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from support.listening import listening
 from support.service import Service, bearer, running_service
@@ -137,6 +138,41 @@ async def test_router_of_private_routes_can_be_included_under_a_prefix(extended:
         assert (alice.status_code, alice.text) == (200, "alice")
         bob = await ask(service, "/v2/tasks/alice/mine", headers=bearer("bob"))
         assert bob.status_code == 403
+
+
+async def test_middleware_may_send_a_request_to_another_application_too(extended: Any) -> None:
+    """Its routes are the same, and its keys are not."""
+    other = application()
+
+    async def drop(_: Message) -> None:
+        pass
+
+    class Twice:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await other(dict(scope), receive, drop)
+            await self.app(scope, receive, send)
+
+    async with extended(lambda app: app.add_middleware(Twice)) as service:
+        answer = await ask(service, "/api/tasks", headers=bearer("alice"))
+        assert (answer.status_code, answer.json()) == (200, [])
+
+
+async def test_middleware_may_leave_out_what_it_does_not_know(extended: Any) -> None:
+    class Plain:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            known = {name: value for name, value in scope.items() if name != "todo_api"}
+            await self.app(known, receive, send)
+
+    async with extended(lambda app: app.add_middleware(Plain)) as service:
+        alice = await service.client.get("/api/tasks", headers=bearer("alice"))
+        assert (alice.status_code, alice.json()) == (200, [])
+        assert (await service.client.get("/api/tasks")).status_code == 401
 
 
 async def test_mounted_application_is_served(extended: Any) -> None:

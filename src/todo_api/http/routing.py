@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from todo_api.errors import MethodNotAllowed
 from todo_api.http.tracing import name_route
-from todo_api.request_context import RequestContext
+from todo_api.request_context import Opener, RequestContext
 
 Reader = Callable[[Request], Awaitable[Any]]
 
@@ -121,9 +121,12 @@ class PathTable:
     a single route. Paths that are not ours go to FastAPI's own router.
     """
 
-    def __init__(self, routes: Iterable[ServiceRoute], router: Router, fallback: ASGIApp) -> None:
+    def __init__(
+        self, routes: Iterable[ServiceRoute], router: Router, fallback: ASGIApp, opener: Opener
+    ) -> None:
         self._router = router
         self._fallback = fallback
+        self._open = opener
         paths: dict[str, _Path] = {}
         for route in routes:
             path = paths.setdefault(route.path, _Path(route.path_regex))
@@ -132,6 +135,8 @@ class PathTable:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request. A CORS preflight was answered before."""
+        # Here and not earlier, because a middleware may send the request to another application.
+        RequestContext.of(scope).open = self._open
         path, parameters = self._find(scope["raw_path"].decode("latin-1"))
         route = path.routes.get(scope["method"]) if path else None
         if route is not None:
