@@ -34,7 +34,8 @@ must be the owner."""
 
 
 async def _open_nothing(context: "RequestContext", named: str | None) -> Any:
-    raise NotImplementedError(f"No application opens {context.route} for {named}.")
+    del context, named
+    raise NotImplementedError("Only an application of todo-api serves private routes.")
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class RequestContext:
     """The request's body, once it was read."""
     rate_limit_headers: Sequence[tuple[bytes, bytes]] = ()
     open: Opener = _open_nothing
-    """What private routes of the application call that serves the request."""
+    """What a private route calls. The application that serves the request sets it."""
     await_body: Callable[[Awaitable[Message]], Awaitable[Message]] = _await
     """Awaits a part of the body that has not arrived yet."""
     step_aside: Callable[[Awaitable[bool]], Awaitable[bool]] = _wait

@@ -3,7 +3,6 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
@@ -110,12 +109,11 @@ async def test_applications_of_one_process_accept_only_their_own_tokens(
     """They share their routes."""
     await service.create("alice")
     other_secret = SecretStr("another secret of more than thirty-two bytes")
-    with TemporaryDirectory(dir=short_folder) as folder:
-        async with running_service(
-            database_url, Path(folder), better_auth_secret=other_secret
-        ) as other:
-            assert (await other.request("GET", "/api/tasks", "alice")).status_code == 401
-            assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
+    folder = short_folder / "other"
+    folder.mkdir()
+    async with running_service(database_url, folder, better_auth_secret=other_secret) as other:
+        assert (await other.request("GET", "/api/tasks", "alice")).status_code == 401
+        assert (await service.request("GET", "/api/tasks", "alice")).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -615,7 +615,7 @@ async def delete_account(page: Page) -> None:
 async def test_demo_prints_one_address_and_leaves_no_process(
     chromium: Browser, short_folder: Path
 ) -> None:
-    with example.demo(short_folder) as (process, output):
+    with browser.port_to_oneself(), example.demo(short_folder) as (process, output):
         (address,) = re.findall(r"http\S+", output.readline())
         children = psutil.Process(process.pid).children(recursive=True)
         context = await chromium.new_context()

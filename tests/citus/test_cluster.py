@@ -29,7 +29,6 @@ from todo_api.database.preamble import Preamble
 from todo_api.database.statement import Statement, encode
 from todo_api.tasks import statements
 from todo_api.tasks.fields import WRITABLE
-from todo_api.tasks.search import TESTED_RUNS
 
 citus_coordinator()  # skips the module without a cluster
 
@@ -68,7 +67,7 @@ VALUES: dict[str, object] = {
     **dict.fromkeys(("status", "priority", "due_from", "due_before", "limit"), None),
     "without_due_date": False,
     "words": ["x"],
-    **{f"runs_{number}": [number] for number in range(1, TESTED_RUNS + 1)},
+    **{name: [1] for name in statements.RUNS},
     "count": True,
     "after_1": "infinity",
     "after_2": 1,

@@ -37,12 +37,12 @@ def missing() -> str | None:
 
 
 PORT = 3000
-"""The port of a front end whose address is in the documentation."""
+"""The port that `make demo` takes if it is free, and that the page of Better Auth has to have."""
 
 
 @contextmanager
 def port_to_oneself() -> Iterator[None]:
-    """Hold the port against the other tests of this checkout that want it."""
+    """Let the other tests of this checkout that use `PORT` wait until this one is done."""
     with Path(__file__).open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -12,7 +12,6 @@ from typing import IO
 
 import httpx2
 
-from support import browser
 from support.program import environment
 
 ROOT = Path(__file__).parents[2]
@@ -77,20 +76,19 @@ def served(database_url: str, port: int, api: str, log: Path) -> Iterator[str]:
 @contextmanager
 def demo(folder: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
     """Run what `make demo` runs, with its data in a folder. Yield it, and what it prints."""
-    with browser.port_to_oneself():
-        process = subprocess.Popen(
-            [sys.executable, FOLDER / "demo.py"],
-            cwd=folder,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        with process.stdout as output:
-            try:
-                yield process, output
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    process = subprocess.Popen(
+        [sys.executable, FOLDER / "demo.py"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    with process.stdout as output:
+        try:
+            yield process, output
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

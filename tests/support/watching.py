@@ -23,7 +23,8 @@ def waiting(sql: psycopg.Connection) -> int:
 
 
 def terminate(sql: psycopg.Connection, wait: float = 0) -> int:
-    """End every session of the service, and wait for their ends for at most so many seconds."""
+    """End every session of the service, and wait at most so many seconds until each is gone."""
+    # The only part that is not written here is a constant of ours.
     query = f"SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity WHERE {_MINE}"  # noqa: S608
     return len(sql.execute(query, [int(wait * 1000)]).fetchall())
 

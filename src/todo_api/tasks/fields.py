@@ -113,8 +113,7 @@ _DUE_DATE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"
 _DueDate = Annotated[Any, PlainValidator(_due_date), _DUE_DATE_SCHEMA]
 _INT64: dict[str, Any] = {"format": "int64"}
 
-
-FOLLOWING = {"title_key", "description_key", "description_filter"}
+DERIVED = {"title_key", "description_key", "description_filter"}
 """Columns that follow from another one, for searches and the order by title."""
 
 

@@ -26,7 +26,7 @@ from todo_api.tasks.fields import DEFAULTS
 from todo_api.tasks.model import EMAIL_LENGTH
 from todo_api.tasks.query import Position, direction, read_cursor, status
 from todo_api.tasks.schemas import TaskQuery
-from todo_api.tasks.search import TESTED_RUNS, run_numbers, words
+from todo_api.tasks.search import run_numbers, words
 from todo_api.tasks.waiting import Waiters
 
 WRITES_PER_CLEANING = 16
@@ -445,7 +445,7 @@ def _filters(query: TaskQuery) -> dict[str, object]:
         "due_before": query.due_before,
         "without_due_date": query.due == "none",
         "words": wanted,
-        **{f"runs_{n + 1}": [each[n] for each in runs] for n in range(TESTED_RUNS)},
+        **{name: [each[n] for each in runs] for n, name in enumerate(statements.RUNS)},
         "count": query.count,
         "limit": query.limit and query.limit + 1,
     }

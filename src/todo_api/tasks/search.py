@@ -82,8 +82,8 @@ def bloom_filter(key: str) -> bytes | None:
     length = len(key.encode())
     if length <= _UNFILTERED:
         return None
-    # The sizes differ, so that two runs with the same bits in one task differ in the next.
     usual = length // 3 if length <= _IN_ROW else length // 2
+    # Even the largest differ in size, so that runs with the same bits in one differ in another.
     size = min(usual, _LARGEST_FILTER - len(key) % 128)
     count = 8 * size
     bits = bytearray(b"0" * count)

@@ -43,8 +43,8 @@ from sqlmodel import case, col, delete, func, select, update
 
 from todo_api.database.statement import Statement
 from todo_api.tasks.fields import (
+    DERIVED,
     FIELDS,
-    FOLLOWING,
     MAXIMUM_ID,
     PRIORITIES,
     TITLE_LENGTH,
@@ -66,6 +66,9 @@ from todo_api.tasks.search import TESTED_RUNS
 EXPIRED_AT_ONCE = 250
 """The most expired tombstones, and the most expired answers, that one write removes.
 More than a batch can add, so that they do not pile up."""
+
+RUNS = [f"runs_{number}" for number in range(1, TESTED_RUNS + 1)]
+"""Parameters of a search. Each has a run of letters of every word, see `run_numbers`."""
 
 _OWNER = bindparam("owner", type_=Text())
 _OWNER_HASH: Any = bindparam("owner_hash", type_=LargeBinary())
@@ -273,17 +276,16 @@ def _filters() -> list[Any]:
     due_from: Any = bindparam("due_from", type_=DateTime(timezone=True))
     due_before: Any = bindparam("due_before", type_=DateTime(timezone=True))
     without_due_date = bindparam("without_due_date", type_=Boolean())
-    runs = [f"runs_{number}" for number in range(1, TESTED_RUNS + 1)]
     words: Any = func.unnest(
         bindparam("words", type_=ARRAY(Text())),
-        *(bindparam(name, type_=ARRAY(BigInteger())) for name in runs),
+        *(bindparam(name, type_=ARRAY(BigInteger())) for name in RUNS),
     )
-    each = words.table_valued("word", *runs, name="words").render_derived().c
+    each = words.table_valued("word", *RUNS, name="words").render_derived().c
     description = func.coalesce(col(Task.description_key), literal_column("''"))
     is_missing = and_(
         func.strpos(col(Task.title_key), each.word) == _NONE,
         or_(
-            *(_filter_lacks(each[name]) for name in runs),
+            *(_filter_lacks(each[name]) for name in RUNS),
             func.strpos(description, each.word) == _NONE,
         ),
     )
@@ -472,7 +474,7 @@ def _changed(new: dict[str, Any], terms: Terms) -> dict[str, Any]:
     """Return the values of an UPDATE that sets these columns."""
     differs = or_(
         false(),
-        *(_TASK.c[name].is_distinct_from(new[name]) for name in new if name not in FOLLOWING),
+        *(_TASK.c[name].is_distinct_from(new[name]) for name in new if name not in DERIVED),
     )
     values = dict(new)
     if "status" in new:
