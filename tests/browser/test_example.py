@@ -569,6 +569,14 @@ async def test_page_is_accessible_on_a_small_phone(devices: Devices) -> None:
     await expect_accessible(page)
 
 
+async def test_document_keeps_its_title_while_a_user_signs_up(devices: Devices) -> None:
+    page = await devices.window()
+    title = await page.query_selector("head > title")
+    assert title is not None
+    await sign_up(page)
+    assert await title.evaluate("title => title.isConnected && document.title") == "To do"
+
+
 async def expect_accessible(page: Page) -> None:
     """Check the page in both colour schemes with axe, and that nothing is wider than the window."""
     await page.add_script_tag(path=example.AXE)

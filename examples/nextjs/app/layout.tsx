@@ -2,7 +2,7 @@ import type { Metadata, Viewport } from "next";
 import type { ReactNode } from "react";
 import "./globals.css";
 
-export const metadata: Metadata = { title: "To do", description: "Your tasks, on every device" };
+export const metadata: Metadata = { description: "Your tasks, on every device" };
 
 export const viewport: Viewport = {
   themeColor: [
@@ -11,9 +11,13 @@ export const viewport: Viewport = {
   ],
 };
 
+/** The title is no part of the metadata, which Next.js removes for a moment when a page is refreshed. */
 export default function Layout({ children }: { children: ReactNode }) {
   return (
     <html lang="en">
+      <head>
+        <title>To do</title>
+      </head>
       <body>{children}</body>
     </html>
   );
