@@ -17,6 +17,8 @@ DUE_DATES = ("2026-12-01", "0001-01-01", "2026-12-01T12:00:00.123456-11:30", "99
 WRITABLE = {field.name for field in BODY_FIELDS}
 CONDITIONAL = ("If-Match", "If-None-Match", "Idempotency-Key")
 
+_client = httpx2.Client()
+
 
 @schemathesis.hook
 def map_case(_: schemathesis.HookContext, case: schemathesis.Case[Any]) -> schemathesis.Case[Any]:
@@ -113,5 +115,5 @@ def another_user_finds_no_task(
     }
     body = response.request.body
     content = body if isinstance(body, bytes) else None
-    answer = httpx2.request(case.method, url, headers=headers, content=content)
+    answer = _client.request(case.method, url, headers=headers, content=content)
     assert (answer.status_code, answer.json()["code"]) == (404, "task_not_found")

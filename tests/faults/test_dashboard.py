@@ -14,9 +14,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from promql_parser import AggregateExpr, Call, Expr, MatchOp, MatrixSelector, VectorSelector
 
+from support.http import LOCAL
 from support.program import find_unused_port, serving
 from support.service import SECRET, bearer
-from support.waiting import LIMIT, wait_for
+from support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana.json").read_text())
@@ -79,7 +80,7 @@ def scraped(
     }
     with (
         serving(tmp_path_factory.mktemp("dashboard"), **variables) as program,
-        httpx2.Client(base_url=program.address, trust_env=False, timeout=LIMIT) as client,
+        httpx2.Client(base_url=program.address, **LOCAL) as client,
     ):
         alice = bearer("alice")
         assert client.get("/api/tasks", headers=alice).status_code == 200
@@ -90,9 +91,7 @@ def scraped(
             assert client.get("/api/tasks", headers=alice).status_code == 503
 
         def text() -> str:
-            return httpx2.get(
-                f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=LIMIT
-            ).text
+            return httpx2.get(f"http://127.0.0.1:{port}/metrics", **LOCAL).text
 
         wait_for(lambda: 'status="503"' in text())  # an answer is counted when it has been sent
         yield Scraped(text())

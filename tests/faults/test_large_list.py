@@ -12,7 +12,6 @@ import pytest
 
 from support.program import Program, serving
 from support.service import SECRET, token
-from support.waiting import LIMIT
 
 TASKS = 100_000
 BODY_BYTES = 24_000_000
@@ -56,8 +55,7 @@ def peak(program: Program) -> int:
 
 def unread_list(program: Program) -> socket.socket:
     """Request alice's list, and read only the first line of the answer."""
-    host, _, port = program.address.removeprefix("http://").partition(":")
-    client = socket.create_connection((host, int(port)), timeout=LIMIT)
+    client = program.connect()
     request = f"GET /api/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('alice')}\r\n"
     client.sendall(f"{request}\r\n".encode())
     assert client.recv(15) == b"HTTP/1.1 200 OK"

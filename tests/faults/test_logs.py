@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from asyncio import to_thread
@@ -12,13 +11,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import httpx2
 import psutil
 import psycopg
 import pytest
 
+from support.http import LOCAL
 from support.network import Network
 from support.problems import problem
 from support.program import Program, command, environment, serving
@@ -127,7 +126,7 @@ def logging(folder: Path, url: str, *arguments: str, **variables: str) -> Iterat
     given = {**KEYS, "DATABASE_URL": url, **variables}
     with (
         serving(folder, *arguments, **given) as program,
-        httpx2.Client(base_url=program.address, timeout=LIMIT, trust_env=False) as client,
+        httpx2.Client(base_url=program.address, **LOCAL) as client,
     ):
         yield program, client, Log(folder)
         client.close()
@@ -146,8 +145,7 @@ def send(client: httpx2.Client, name: str, case: Case) -> int:
 
 def by_hand(program: Program, *parts: bytes) -> bytes:
     """Send raw bytes, and return the first bytes of the answer."""
-    address = urlsplit(program.address)
-    with socket.create_connection((address.hostname, address.port), timeout=LIMIT) as connection:
+    with program.connect() as connection:
         connection.sendall(b"".join(parts))
         return connection.recv(65_536)
 
@@ -227,8 +225,7 @@ def test_line_of_a_refused_token_says_why(tmp_path: Path, database_url: str) -> 
 def leave(program: Program, *parts: bytes, when: Callable[[], object]) -> None:
     """Send a request, close the connection when the condition holds, and let the program notice."""
     head = f"Host: x\r\nAuthorization: Bearer {token('alice')}\r\n".encode()
-    address = urlsplit(program.address)
-    with socket.create_connection((address.hostname, address.port)) as connection:
+    with program.connect() as connection:
         ours = connection.getsockname()
         connection.sendall(head.join(parts))
         wait_for(when)
@@ -399,7 +396,7 @@ def test_broken_pipes_do_not_stop_the_service(
     address = f"http://127.0.0.1:{unused_port}"
     try:
         wait_for(lambda: answers(f"{address}/livez"))
-        with httpx2.Client(base_url=address, timeout=LIMIT, trust_env=False) as client:
+        with httpx2.Client(base_url=address, **LOCAL) as client:
             for _ in range(300):  # more than a buffer of lines
                 assert client.get(TASKS, headers=bearer("alice")).status_code == 200
     finally:
@@ -423,7 +420,7 @@ def test_libraries_log_no_routine_events(level: str, shown: str) -> None:
 
 def answers(url: str) -> bool:
     try:
-        return httpx2.get(url, trust_env=False, timeout=LIMIT).status_code == 200
+        return httpx2.get(url, **LOCAL).status_code == 200
     except httpx2.TransportError:
         return False
 

@@ -21,6 +21,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from support.http import LOCAL
 from support.program import Program, command, environment, serving
 from support.publisher import Publisher
 from support.service import ORIGIN, SECRET, bearer, token
@@ -68,7 +69,7 @@ class Meter:
     def __init__(self, program: Program, host: str, port: int) -> None:
         self.program = program
         self.address = f"http://{host}:{port}/metrics"
-        self._scraper = httpx2.Client(trust_env=False, verify=False, timeout=LIMIT)
+        self._scraper = httpx2.Client(**LOCAL)
 
     def answers(self) -> bool:
         try:
@@ -249,9 +250,7 @@ def test_strangers_cannot_make_series(tmp_path: Path, database_url: str, unused_
         before = set(meter.samples())
         assert len(before) < MAXIMUM_SERIES
         methods = {method for method, _, _ in meter.requests()}
-        with httpx2.Client(
-            base_url=meter.program.address, trust_env=False, timeout=LIMIT
-        ) as client:
+        with httpx2.Client(base_url=meter.program.address, **LOCAL) as client:
             for number in range(1_000):
                 client.request(METHODS[number % 3], f"/stranger-{number}?x={number}")
             for number in range(300):
@@ -365,7 +364,7 @@ def test_file_that_a_worker_has_just_made_is_passed_over(tmp_path: Path) -> None
 def test_without_a_port_there_are_none(tmp_path: Path, database_url: str) -> None:
     temporary = {"TMPDIR": str(tmp_path)}
     with serving(tmp_path, DATABASE_URL=database_url, **KEYS, **temporary) as program:
-        assert httpx2.get(f"{program.address}/metrics", timeout=LIMIT).status_code == 404
+        assert httpx2.get(f"{program.address}/metrics", **LOCAL).status_code == 404
         assert len(listeners(psutil.Process(program.process.pid))) == 1
         assert [path.name for path in tmp_path.iterdir()] == ["log"]
         assert program.stop() == 0

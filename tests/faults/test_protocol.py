@@ -13,11 +13,12 @@ import httpx2
 import psycopg
 import pytest
 
+from support.http import LOCAL
 from support.pages import LARGEST, address_of
 from support.problems import problem
 from support.program import Program, serving
 from support.service import SECRET, bearer, token
-from support.waiting import LIMIT, wait_for
+from support.waiting import wait_for
 
 LINE = b"POST /api/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 SIGNED = f"Authorization: Bearer {token('alice')}\r\n".encode()
@@ -54,18 +55,13 @@ def program(running: Program, folder: Path, sql: psycopg.Connection) -> Iterator
     """Yield the program on an empty database, and check it after the test."""
     sql.execute("TRUNCATE users CASCADE")
     yield running
-    assert httpx2.get(f"{running.address}/livez", timeout=LIMIT).status_code == 200
+    assert httpx2.get(f"{running.address}/livez", **LOCAL).status_code == 200
     assert "Traceback" not in (folder / "log").read_text()
-
-
-def connect(program: Program) -> socket.socket:
-    host, _, port = program.address.removeprefix("http://").partition(":")
-    return socket.create_connection((host, int(port)), timeout=LIMIT)
 
 
 def exchange(program: Program, request: bytes) -> bytes:
     """Send bytes and read to the end of the connection."""
-    with connect(program) as connection:
+    with program.connect() as connection:
         connection.sendall(request)
         return read(connection)
 
@@ -86,7 +82,7 @@ def test_refusal_of_a_body_that_is_too_long_to_skip_announces_the_end(
     program: Program, length: int
 ) -> None:
     head = b"POST /api/tasks/batch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % length
-    with connect(program) as connection:
+    with program.connect() as connection:
         connection.sendall(head + SIGNED + b"\r\n" + b" " * 1000)
         answer = read(connection)
     assert status(answer) == 413
@@ -215,7 +211,7 @@ def test_unknown_method_is_405_or_404_and_the_connection_goes_on(
     fields = b" HTTP/1.1\r\nHost: x\r\nContent-Length: 14\r\n\r\n" + BODY
     for path, expected in (b"/api/tasks/1", 405), (b"/nothing", 404):
         request = method + b" " + path + fields
-        with connect(program) as connection:
+        with program.connect() as connection:
             connection.sendall(request[:split])
             time.sleep(0.01)  # the parts must arrive separately, and no event tells when
             connection.sendall(request[split:])
@@ -251,7 +247,7 @@ def test_data_that_begins_without_a_method_is_invalid(program: Program, start: b
 def test_unknown_method_is_answered_after_the_request_in_flight(
     program: Program, database_url: str
 ) -> None:
-    with connect(program) as connection, psycopg.connect(database_url) as holder:
+    with program.connect() as connection, psycopg.connect(database_url) as holder:
         holder.execute("LOCK TABLE tasks IN SHARE MODE")
         connection.sendall(WHOLE.replace(b"Connection: close\r\n", b""))
         time.sleep(0.01)  # the parts must arrive separately, and no event tells when
@@ -290,7 +286,7 @@ def test_large_head_is_refused_early(program: Program) -> None:
     )
     assert status(exchange(program, start + b"A: " + b"x" * 70_000 + b"\r\n\r\n")) == 431
     assert status(exchange(program, start + b"A: b\r\n" * 300 + b"\r\n")) == 431
-    with connect(program) as connection:
+    with program.connect() as connection:
         sent = 0
         connection.sendall(start + b"A: ")
         try:
@@ -343,7 +339,7 @@ def test_upgrade_is_ignored_and_the_body_is_read(
     for framing in framed:
         request = LINE + SIGNED + fields + framing
         end = len(request) - split if split < len(request) else 1
-        with connect(program) as connection:
+        with program.connect() as connection:
             connection.sendall(request[:end])
             time.sleep(0.01)  # the parts must arrive separately, and no event tells when
             connection.sendall(request[end:])
@@ -374,10 +370,11 @@ def test_refusal_of_a_large_body_reaches_the_client(program: Program, size: int)
             f"{program.address}/api/tasks",
             headers={**bearer("alice"), "Content-Type": "application/json"},
             content=b" " * size,
+            **LOCAL,
         )
         assert answer.status_code == 413
         assert answer.json() == problem("body_too_large", "Body must be 131072 bytes or less")
-    with connect(program) as connection:
+    with program.connect() as connection:
         connection.sendall(LINE + SIGNED + b"Content-Length: 100000000\r\n\r\n")
         sent = 0
         try:
@@ -401,7 +398,7 @@ def test_refusal_of_a_large_body_reaches_the_client(program: Program, size: int)
 def test_client_that_leaves_early_causes_no_error(
     program: Program, rest: bytes, reset: bool
 ) -> None:
-    with connect(program) as connection:
+    with program.connect() as connection:
         connection.sendall(LINE + SIGNED + rest)
         if reset:
             linger = struct.pack("ii", 1, 0)
@@ -421,7 +418,7 @@ def test_refusal_of_a_body_reaches_a_client_without_keep_alive(
 
 
 def test_late_body_of_a_refused_request_is_skipped(program: Program) -> None:
-    with connect(program) as connection:
+    with program.connect() as connection:
         connection.sendall(LINE + b"Content-Length: 14\r\n\r\n")
         refused = connection.recv(65_536)
         assert status(refused) == 401
@@ -433,7 +430,7 @@ def test_late_body_of_a_refused_request_is_skipped(program: Program) -> None:
 def test_pipelined_request_waits_for_its_body(
     program: Program, database_url: str, rest: bytes
 ) -> None:
-    with connect(program) as connection, psycopg.connect(database_url) as holder:
+    with program.connect() as connection, psycopg.connect(database_url) as holder:
         holder.execute("LOCK TABLE tasks IN SHARE MODE")
         first = WHOLE.replace(b"Connection: close\r\n", b"")
         second = LINE + SIGNED + b"Connection: close\r\nContent-Length: 14\r\n\r\n"
@@ -450,7 +447,7 @@ def test_invalid_pipelined_request_does_not_spoil_the_answer_before_it(
     program: Program, database_url: str
 ) -> None:
     broken = LINE + SIGNED + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
-    with connect(program) as connection, psycopg.connect(database_url) as holder:
+    with program.connect() as connection, psycopg.connect(database_url) as holder:
         holder.execute("LOCK TABLE tasks IN SHARE MODE")
         connection.sendall(WHOLE.replace(b"Connection: close\r\n", b"") + broken)
         holder.rollback()
@@ -460,7 +457,7 @@ def test_invalid_pipelined_request_does_not_spoil_the_answer_before_it(
 
 
 def test_client_that_pipelines_and_leaves_causes_no_error(program: Program, folder: Path) -> None:
-    address = address_of(LARGEST, httpx2.get(f"{program.address}/docs", timeout=LIMIT).text)
+    address = address_of(LARGEST, httpx2.get(f"{program.address}/docs", **LOCAL).text)
     document = f"GET {address} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     for _ in range(5):
         with socket.socket() as connection:

@@ -10,9 +10,10 @@ import httpx2
 import psycopg
 import pytest
 
+from support.http import LOCAL
 from support.program import Program, serving
 from support.service import SECRET, Service, bearer
-from support.waiting import LIMIT, until
+from support.waiting import until
 
 WRITES: list[tuple[str, dict[str, Any]]] = [
     ("/api/tasks", {"title": "once"}),
@@ -105,7 +106,7 @@ class Writer:
 
 def send(program: Program, key: str, path: str, body: dict[str, Any]) -> httpx2.Response:
     headers = {**bearer(f"user-{key[0]}"), "Idempotency-Key": key}
-    return httpx2.post(program.address + path, json=body, headers=headers, timeout=LIMIT)
+    return httpx2.post(program.address + path, json=body, headers=headers, **LOCAL)
 
 
 def test_retry_after_kill_9_writes_once(

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from support.http import LOCAL
 from support.program import Program, command, environment, serving
 from support.service import SECRET, bearer
 from support.waiting import LIMIT, wait_for
@@ -116,7 +117,7 @@ def test_signal_finishes_what_is_in_flight(
         serving(
             tmp_path, "--workers", str(workers), DATABASE_URL=database_url, **patient
         ) as program,
-        httpx2.Client(base_url=program.address, headers=bearer("alice"), timeout=LIMIT) as client,
+        httpx2.Client(base_url=program.address, headers=bearer("alice"), **LOCAL) as client,
         psycopg.connect(database_url, autocommit=True) as watcher,
         psycopg.connect(database_url) as holder,
     ):
@@ -157,7 +158,7 @@ def waiting_for_a_lock(sql: psycopg.Connection) -> int:
 
 def accepts(program: Program) -> bool:
     try:
-        return httpx2.get(f"{program.address}/livez", timeout=1).status_code == 200
+        return httpx2.get(f"{program.address}/livez", **LOCAL | {"timeout": 1}).status_code == 200
     except httpx2.TransportError:
         return False
 
@@ -183,7 +184,7 @@ def test_program_without_standard_files_serves_and_ends(tmp_path: Path, database
 
 def answers(address: tuple[str, int]) -> bool:
     try:
-        return httpx2.get("http://{}:{}/livez".format(*address), timeout=LIMIT).status_code == 200
+        return httpx2.get("http://{}:{}/livez".format(*address), **LOCAL).status_code == 200
     except httpx2.TransportError:
         return False
 
@@ -251,7 +252,7 @@ def test_data_folder_with_an_odd_or_long_path(tmp_path: Path, name: str) -> None
 
 def test_database_url_means_no_embedded_server(tmp_path: Path, database_url: str) -> None:
     with serving(tmp_path, DATABASE_URL=database_url, **KEYS) as program:
-        answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"), timeout=LIMIT)
+        answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"), **LOCAL)
         assert (answer.status_code, answer.json()) == (200, [])
         assert program.stop() == 0
     assert not (tmp_path / ".data").exists()
@@ -379,7 +380,7 @@ def test_token_signs_in(tmp_path: Path, database_url: str) -> None:
 def test_openapi_prints_the_served_document(tmp_path: Path, database_url: str) -> None:
     printed = json.loads(run(tmp_path, "openapi").stdout)
     with serving(tmp_path, DATABASE_URL=database_url, **KEYS) as program:
-        assert httpx2.get(f"{program.address}/openapi.json", timeout=LIMIT).json() == printed
+        assert httpx2.get(f"{program.address}/openapi.json", **LOCAL).json() == printed
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
@@ -400,11 +401,9 @@ def test_worker_dies_while_the_database_takes_no_logins(
         wait_for(lambda: len(program.workers()) == 2 and victim not in program.workers())
         sql.execute("ALTER ROLE flaky LOGIN")
         for _ in range(20):
-            answer = httpx2.get(
-                f"{program.address}/api/tasks", headers=bearer("alice"), timeout=LIMIT
-            )
+            answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"), **LOCAL)
             assert answer.status_code in {200, 500}
-        wait_for(lambda: httpx2.get(f"{program.address}/readyz", timeout=LIMIT).status_code == 200)
+        wait_for(lambda: httpx2.get(f"{program.address}/readyz", **LOCAL).status_code == 200)
         assert program.stop() == 0
 
 

@@ -18,6 +18,7 @@ import psutil
 import psycopg
 import pytest
 
+from support.http import LOCAL
 from support.listening import Listening, listening
 from support.pages import LARGEST, address_of
 from support.program import Program, command, environment
@@ -66,8 +67,7 @@ async def service(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         running.client = (
             httpx2.AsyncClient(  # without keep-alive, because the server closes idle connections
                 base_url=running.client.base_url,
-                timeout=LIMIT,
-                trust_env=False,
+                **LOCAL,
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
             )
         )
@@ -467,12 +467,8 @@ def test_program_survives_a_lack_of_file_descriptors(tmp_path: Path, database_ur
 
 def overrun(program: Program) -> None:
     """Open more connections than the program can accept, and send requests."""
-    host, _, port = program.address.removeprefix("http://").partition(":")
     with ExitStack() as stack:
-        clients = [
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=LIMIT))
-            for _ in range(150)
-        ]
+        clients = [stack.enter_context(program.connect()) for _ in range(150)]
         for client in clients:
             with suppress(OSError):
                 client.sendall(LIST)

@@ -21,9 +21,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
+from support.http import LOCAL
 from support.program import Program, command, environment, serving
 from support.service import ORIGIN, SECRET, bearer, token
-from support.waiting import LIMIT, wait_for
+from support.waiting import wait_for
 
 KEYS = {"BETTER_AUTH_SECRET": SECRET, "LOG_LEVEL": "warning"}
 SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_METRIC_EXPORT_INTERVAL": "100"}
@@ -108,7 +109,7 @@ def traced(
     given = {**KEYS, **SOON, "OPENTELEMETRY": "on", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
     with (
         serving(folder, *arguments, **{**given, "DATABASE_URL": url, **variables}) as program,
-        httpx2.Client(base_url=program.address, trust_env=False, timeout=LIMIT) as client,
+        httpx2.Client(base_url=program.address, **LOCAL) as client,
     ):
         yield program, client
 
@@ -331,7 +332,7 @@ def test_service_runs_without_the_extra(tmp_path: Path, database_url: str) -> No
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     variables = {**KEYS, "DATABASE_URL": database_url, "PYTHONPATH": str(tmp_path)}
     with serving(tmp_path, **variables) as program:
-        answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"), timeout=LIMIT)
+        answer = httpx2.get(f"{program.address}/api/tasks", headers=bearer("alice"), **LOCAL)
         assert answer.status_code == 200
         assert program.stop() == 0
     assert (tmp_path / "log").read_text() == ""

@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from support.http import LOCAL
 from support.program import Program, serving
 from support.service import SECRET
 from support.waiting import wait_for
@@ -77,7 +78,7 @@ def logged(folder: Path, event: str) -> list[dict[str, Any]]:
 
 def is_live(program: Program) -> bool:
     try:
-        return httpx2.get(f"{program.address}/livez", timeout=1).status_code == 200
+        return httpx2.get(f"{program.address}/livez", **LOCAL | {"timeout": 1}).status_code == 200
     except httpx2.TransportError:
         return False
 

@@ -18,9 +18,10 @@ import psycopg
 import pytest
 
 from support import browser, issuer, node
+from support.http import LOCAL
 from support.program import environment, serving
 from support.requirements import need
-from support.waiting import LIMIT, wait_for
+from support.waiting import wait_for
 from todo_api.http.openapi import error_classes
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -155,7 +156,7 @@ def signed_up(project: Project, email: str) -> Iterator[httpx2.Client]:
     """Sign a user up, and yield a client of Better Auth with their cookies."""
     website = f"http://localhost:{project.website}"
     user = {"email": email, "password": PASSWORD, "name": "Ada"}
-    with httpx2.Client(base_url=website, headers={"Origin": website}, timeout=LIMIT) as client:
+    with httpx2.Client(base_url=website, headers={"Origin": website}, **LOCAL) as client:
         assert client.post("/api/auth/sign-up/email", json=user).status_code == 200
         yield client
 

@@ -12,6 +12,7 @@ from typing import IO
 
 import httpx2
 
+from support.http import LOCAL
 from support.program import environment
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +66,9 @@ def served(database_url: str, port: int, api: str, log: Path) -> Iterator[str]:
     try:
         assert any(b"Ready" in line for line in process.stdout), log.read_text()
         # The first answer comes when the tables are there.
-        httpx2.get(f"{address}/api/auth/jwks", timeout=_START_SECONDS).raise_for_status()
+        httpx2.get(
+            f"{address}/api/auth/jwks", **LOCAL | {"timeout": _START_SECONDS}
+        ).raise_for_status()
         yield address
     finally:
         process.kill()

@@ -23,6 +23,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx2
 
+from support.http import LOCAL
+
 FOLDER = Path(__file__).parents[1] / "interop" / "issuer"
 SECRET = "the secret that Better Auth and the service share"
 
@@ -144,7 +146,7 @@ class Issuer:
             _running(config) as url,
             # A browser sends the origin; without one, Better Auth refuses a POST with cookies.
             httpx2.AsyncClient(
-                base_url=url, headers={"Origin": url}, trust_env=False, timeout=_START_SECONDS
+                base_url=url, headers={"Origin": url}, **LOCAL | {"timeout": _START_SECONDS}
             ) as client,
         ):
             yield cls(url, path, client)

@@ -8,8 +8,9 @@ from typing import Any
 
 import httpx2
 
+from support.http import LOCAL
 from support.service import bearer, settings
-from support.waiting import LIMIT, until
+from support.waiting import until
 from todo_api import server
 from todo_api.app import create_app
 
@@ -22,8 +23,7 @@ class Listening:
         self._serving = serving
         self.client = httpx2.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
-            timeout=LIMIT,
-            trust_env=False,
+            **LOCAL,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx2
 import psutil
 
+from support.http import LOCAL
 from support.waiting import LIMIT
 
 
@@ -46,7 +47,12 @@ class Program:
     def client(self, token: str | None = None) -> httpx2.Client:
         """Return a client that is signed in, with the token of the printed line if not given."""
         headers = {"Authorization": f"Bearer {token or self.example_token}"}
-        return httpx2.Client(base_url=self.address, headers=headers, timeout=LIMIT)
+        return httpx2.Client(base_url=self.address, headers=headers, **LOCAL)
+
+    def connect(self) -> socket.socket:
+        """Return a connection, for requests that no client of HTTP would send."""
+        host, _, port = self.address.removeprefix("http://").partition(":")
+        return socket.create_connection((host, int(port)), timeout=LIMIT)
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes that serve, where there are several."""
