@@ -20,11 +20,25 @@ from todo_api.database.embedded import EmbeddedPostgres
 
 numbers = count(1)
 
-# A shell lets its background jobs ignore Ctrl-C, and what tests start would inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 ROOM = 2e9
 """Bytes for the databases of a run with many processes."""
+
+
+def quickest_place() -> Path:
+    """Return the memory, if it has room, where a database is made in 6 ms and not in 40.
+
+    A container may have only 64 MB of it.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes the folder in it
+    has_room = memory.is_dir() and shutil.disk_usage(memory).free > ROOM
+    return memory if has_room else Path("/tmp")  # noqa: S108 - likewise
+
+
+# Servers of tests have their data in the tests' folders. On a disk, they wait for it.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(quickest_place()))
+
+# A shell lets its background jobs ignore Ctrl-C, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW_FOLDERS = {"contract", "faults"}
 
@@ -64,16 +78,6 @@ def run_folder() -> Iterator[Path]:
     yield folder
     shutil.rmtree(folder)
     os.close(lock)
-
-
-def quickest_place() -> Path:
-    """Return the memory, if it has room, where a database is made in 6 ms and not in 40.
-
-    A container may have only 64 MB of it.
-    """
-    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes the folder in it
-    has_room = memory.is_dir() and shutil.disk_usage(memory).free > ROOM
-    return memory if has_room else Path("/tmp")  # noqa: S108 - likewise
 
 
 @pytest.fixture(scope="session")

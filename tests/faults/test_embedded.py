@@ -550,6 +550,7 @@ def test_a_start_removes_the_copy_of_a_server_that_was_killed_with_all_its_users
     eventually(lambda: not is_locked(copy))
     assert use_hidden(user, hidden, "other").url
     eventually(lambda: not copy.exists())  # another start may be removing it
+    assert use_hidden(user, hidden).url  # removes the killed server's shared memory
 
 
 @needs_root
