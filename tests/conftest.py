@@ -4,11 +4,11 @@ import gc
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import psycopg
 import pytest
@@ -34,8 +34,8 @@ def quickest_place() -> Path:
     return memory if has_room else Path("/tmp")  # noqa: S108 - likewise
 
 
-# Servers of tests have their data in the tests' folders. On a disk, they wait for it.
-os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(quickest_place()))
+# Servers of tests have their data in temporary folders. On a disk, they wait for it.
+tempfile.tempdir = os.environ["TMPDIR"] = str(quickest_place())
 
 # A shell lets its background jobs ignore Ctrl-C, and what tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -140,7 +140,7 @@ async def service(database_url: str, short_folder: Path) -> AsyncIterator[Servic
 @pytest.fixture
 def short_folder(run_folder: Path) -> Iterator[Path]:
     """A folder whose path leaves room for a socket's name (107 bytes)."""
-    with TemporaryDirectory(dir=run_folder) as folder:
+    with tempfile.TemporaryDirectory(dir=run_folder) as folder:
         yield Path(folder)
 
 
