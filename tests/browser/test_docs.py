@@ -222,6 +222,7 @@ async def test_pages_follow_the_colours_of_the_system(
             await assert_colours(page, part, scheme)
         other = "dark" if scheme == "light" else "light"
         await page.emulate_media(color_scheme=other)  # type: ignore[arg-type]  # a str
+        await expect(page.locator("html.dark-mode")).to_have_count(int(other == "dark"))
         await assert_colours(page, ".opblock-summary-path", other)
 
 
