@@ -60,10 +60,15 @@ def postmaster(folder: Path) -> int:
 
 def servers(folder: Path) -> list[psutil.Process]:
     """Every PostgreSQL process in the folder: found by psutil, not by the code under test."""
+    return processes("postgres", folder / "data")
+
+
+def processes(name: str, folder: Path) -> list[psutil.Process]:
+    """Every process of that name in the folder."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.name() == "postgres" and process.cwd() == str(folder / "data"):
+            if process.name() == name and process.cwd() == str(folder):
                 found.append(process)
         except psutil.Error:
             continue
@@ -320,13 +325,14 @@ def test_a_start_is_not_misled_by_a_server_killed_just_now(
     assert kept(second.url)
 
 
-def test_a_pid_file_that_names_a_stranger_is_no_server(folder: Path) -> None:
+@pytest.mark.parametrize("file", ["postmaster.pid", ".s.PGSQL.5432.lock"])
+def test_a_pid_file_that_names_a_stranger_is_no_server(folder: Path, file: str) -> None:
     """After a crash of the machine the pid may be anyone's, even of the server's own account."""
     EmbeddedPostgres.start(folder).close()
     account = (folder / "data").stat().st_uid if IS_ROOT else None
     stranger = subprocess.Popen(["/bin/sleep", "60"], user=account)
     try:
-        pid_file = folder / "data" / "postmaster.pid"
+        pid_file = folder / "data" / file
         pid_file.write_text(f"{stranger.pid}\n{folder}/data\n1\n5432\n.\n\n  1 1\nready   \n")
         with EmbeddedPostgres.start(folder):
             assert postmaster(folder) != stranger.pid
@@ -341,9 +347,15 @@ def test_a_start_killed_within_initdb_harms_nothing(
 ) -> None:
     unlucky = user()
     eventually(lambda: list(folder.glob("initdb-*/PG_VERSION")))
+    (half,) = folder.glob("initdb-*")
+    (initdb,) = processes("initdb", half)
+    initdb.suspend()
     unlucky.kill()
     assert not (folder / "data").exists()
+    assert is_locked(folder / "supervisor.lock"), "a start would remove what initdb uses"
+    initdb.resume()
     keep(user().url)
+    assert not half.exists()
 
 
 @pytest.mark.parametrize(
@@ -503,10 +515,10 @@ def copy_of(user: User) -> Path:
     return Path(psutil.Process(postmaster(user.folder)).exe()).parents[3]
 
 
-def is_locked(copy: Path) -> bool:
-    """Whether a process uses the copy."""
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of that file or folder, which may be gone."""
     try:
-        lock = os.open(copy, os.O_RDONLY)
+        lock = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

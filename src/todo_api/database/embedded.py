@@ -197,7 +197,7 @@ def _start(folder: Path, host: Path, lock: int, *, durable: bool) -> None:
         if data.exists():
             _check_version(data, major)
         else:
-            _create(data, postgres, account, durable=durable)
+            _create(data, postgres, account, lock, durable=durable)
         settings = _SETTINGS | ({} if durable else _NOT_DURABLE)
         report = subprocess.run(  # noqa: S603 - our own program
             [sys.executable, "-I", "-S", supervisor.__file__]
@@ -318,8 +318,11 @@ def _check_version(data: Path, major: int) -> None:
         raise _unusable(f"the database there is of PostgreSQL {found}, and the program is {major}")
 
 
-def _create(data: Path, postgres: Path, account: _Account, *, durable: bool) -> None:
-    """Create the cluster under another name, then rename it. A killed start leaves no half one."""
+def _create(data: Path, postgres: Path, account: _Account, lock: int, *, durable: bool) -> None:
+    """Create the cluster under another name, then rename it. A killed start leaves no half one.
+
+    `initdb` inherits `lock`, so the next start waits for it and removes nothing that it uses.
+    """
     for unfinished in data.parent.glob("initdb-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix="initdb-", dir=data.parent))
@@ -328,7 +331,7 @@ def _create(data: Path, postgres: Path, account: _Account, *, durable: bool) -> 
     command = [str(postgres.with_name("initdb")), "-D", _from_within(new), "--encoding=UTF8"]
     command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     command += ["--username=postgres", "--auth=trust", *([] if durable else ["--no-sync"])]
-    made = _run_as(account, command, cwd=new)
+    made = _run_as(account, command, new, lock)
     if made.returncode != 0:
         reason = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise _unusable(f"initdb failed there ({reason})")
@@ -336,9 +339,12 @@ def _create(data: Path, postgres: Path, account: _Account, *, durable: bool) -> 
 
 
 def _run_as(
-    account: _Account, command: Sequence[str], cwd: str | Path
+    account: _Account, command: Sequence[str], cwd: str | Path, *inherited: int
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end as the account, in a folder entered before the change to it."""
+    """Run a program to its end as the account, in a folder entered before the change to it.
+
+    It inherits the open files of these numbers.
+    """
     return subprocess.run(  # noqa: S603 - our own programs
         command,
         cwd=cwd,
@@ -348,6 +354,7 @@ def _run_as(
         text=True,
         errors="replace",
         check=False,
+        pass_fds=inherited,
         **supervisor.identity(account),
     )
 
@@ -400,8 +407,9 @@ def _stop_old_servers(data: Path) -> None:
         for pid in servers:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if time.monotonic() > harsh else signal.SIGQUIT)
-    # No server runs. PostgreSQL would mistake any process with the pid in this file for one.
-    (data / "postmaster.pid").unlink(missing_ok=True)
+    # No server runs. PostgreSQL would mistake any process with the pid in these files for one.
+    for name in ("postmaster.pid", f"{_SOCKET}.lock"):
+        (data / name).unlink(missing_ok=True)
     for place in _temporary_folders():
         temporary.remove_abandoned(place, _COPY)
 
