@@ -5,7 +5,7 @@
         log                  the server's log; a start empties it if it is over 1 MiB
         start.lock           exclusive; a process holds it to start the server or to leave
         users.lock           shared by every process that uses the server; see `supervisor`
-        supervisor.lock      held while there is a supervisor
+        supervisor.lock      held while there is a supervisor, and while the database is created
 
 The locks are flock(2), so the kernel frees them however a process dies. A process does not have to
 leave in order, and a stale file does not look like a running server.
