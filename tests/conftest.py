@@ -21,7 +21,7 @@ from todo_api.database.embedded import EmbeddedPostgres
 numbers = count(1)
 
 ROOM = 2e9
-"""Bytes for the databases of a run with many processes."""
+"""Bytes for the databases and the other temporary files of a run with many processes."""
 
 
 def quickest_place() -> Path:
