@@ -297,7 +297,7 @@ def test_libpqs_variables_count_for_what_the_url_leaves_out(
     url = f"postgresql:///{given['dbname']}"
     with serving(tmp_path, DATABASE_URL=url, **variables, **KEYS) as program:
         answer = httpx2.post(
-            f"{program.address}/api/tasks", json={"title": "Ä 😀"}, headers=bearer("alice")
+            f"{program.address}/api/tasks", json={"title": "Ä 😀"}, headers=bearer("alice"), **LOCAL
         )
         assert answer.json()["title"] == "Ä 😀"
         with psycopg.connect(database_url) as connection:
@@ -369,7 +369,7 @@ def test_token_signs_in(tmp_path: Path, database_url: str) -> None:
     with serving(tmp_path, DATABASE_URL=database_url, **KEYS) as program:
         headers = {"Authorization": f"Bearer {token}"}
         answer = httpx2.post(
-            f"{program.address}/api/alice/tasks", json={"title": "x"}, headers=headers
+            f"{program.address}/api/alice/tasks", json={"title": "x"}, headers=headers, **LOCAL
         )
         assert answer.status_code == 201
     without = run(tmp_path, "token", "alice", BETTER_AUTH_URL="https://app.example")
